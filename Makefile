@@ -1,0 +1,88 @@
+# The book in two commands: `make book` and `make test`. Both set up what is missing first.
+# make setup | book | test | serve | bench | lint | clean        (make help)
+
+PYTHON    ?= python3
+VENV      ?= .venv
+PROFILE   ?= mini
+DATASET   ?= flora
+SEED      ?= 0
+ARTIFACTS ?= artifacts
+PARAMS    ?=
+PORT      ?= 8000
+TESTS     ?= tests
+WORKERS   ?= 2
+
+BIN   := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.kdcdiff-packages
+READY := $(VENV)/.kdcdiff-ready
+
+.PHONY: help setup book notebooks test lint serve bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup                 the environment: $(VENV), pinned packages, this project, a Jupyter kernel"
+	@echo "make book                  run every chapter and render the book to _build/html"
+	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
+	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
+	@echo "make test                  the tests, the notebooks among them          TESTS=tests/test_store.py"
+	@echo "make lint                  ruff and mypy"
+	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
+	@echo "make bench                 speed and memory, side by side (not a test)"
+	@echo "make clean                 remove artifacts/ and _build/ (not $(VENV))"
+
+setup: $(READY)
+	@echo "ready: $(BIN)/kdcdiff, kernel 'kdcdiff' in $(abspath $(VENV))/share/jupyter/kernels"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "setup: Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "setup: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMP): requirements.lock | $(BIN)/python
+	@echo "setup: installing $$(grep -c == requirements.lock) pinned packages (the first time: a few minutes, about 2 GB)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.lock
+	@$(BIN)/python -m pip check
+	@touch $@
+
+$(READY): $(STAMP) pyproject.toml kdcdiff-torchvision.pth
+	@echo "setup: installing the project and its Jupyter kernel"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@$(BIN)/python -m ipykernel install --sys-prefix --name kdcdiff --display-name kdcdiff > /dev/null
+	@$(BIN)/python -c "import torchvision, torch; print(f'setup: torch {torch.__version__}, torchvision {torchvision.__version__}')"
+	@touch $@
+
+book: $(READY)
+	@echo "book: running the chapters at profile $(PROFILE) on $(DATASET)"
+	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS)
+	@$(BIN)/kdcdiff build
+
+notebooks: book
+	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS) --save-outputs
+
+test: $(READY)
+	@echo "test: running $(TESTS), the notebooks at profile smoke among them"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junit-xml _build/test-report.xml $(TESTS)
+	@echo "test: passed; the report is in $(abspath _build/test-report.xml)"
+
+lint: $(READY)
+	@$(BIN)/ruff check kdcdiff tests benchmarks
+	@$(BIN)/mypy
+	@echo "lint: clean"
+
+serve: $(READY)
+	@test -f _build/html/index.html || { echo "serve: no book yet; make book renders it" >&2; exit 1; }
+	@echo "serve: http://localhost:$(PORT) (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)
+
+bench: $(READY)
+	@mkdir -p _build/bench
+	@set -e; for script in benchmarks/*.py; do \
+	  echo "bench: $$script"; $(BIN)/python $$script | tee _build/bench/$$(basename $$script .py).txt; done
+	@echo "bench: the tables are in $(abspath _build/bench)"
+
+clean:
+	@echo "clean: removing artifacts/ and _build/ (the environment stays; rm -rf $(VENV) removes it)"
+	@rm -rf artifacts _build

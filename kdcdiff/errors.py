@@ -1,0 +1,11 @@
+"""Errors that a reader can act on: one line that names the parameter, the value and what is allowed."""
+
+
+class UserError(ValueError):
+    """Wrong input from outside. The command line prints its one line and exits with 2; a notebook stops on it."""
+
+
+def check(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise `UserError` as ``name=value: allowed`` unless `ok`."""
+    if not ok:
+        raise UserError(f"{name}={value!r}: {allowed}")
