@@ -1,0 +1,170 @@
+"""All sizes, steps and seeds of a run, in one frozen dataclass per profile.
+
+`smoke` runs every cell in minutes, for CI: its figures mean nothing. `mini`, the default, distils, trains and
+evaluates real models from the shipped small teacher on a two-core CPU. `paper` is the papers' models, data
+and protocol, for a GPU and the hub. The same notebooks and code: a profile changes sizes, never paths
+through the code.
+
+    profiles.get("mini", distill_steps=4000)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from kdcdiff.errors import UserError, check
+
+
+def _size(
+    default: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field with its `mini` value, and what an override may be: a range (ends in), or a list of choices."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile. The values here are `mini`'s; a comment says what each is, and why."""
+
+    name: str = "mini"
+
+    # data
+    classes: int | None = _size(None, 4)  # classes of an image folder, the first by name; None: all
+    train_images: int = _size(160, 8)  # training pictures per class; a folder may have fewer
+    test_images: int = _size(50, 2)  # held-out pictures per class
+
+    # teacher
+    teacher: str = _size("flora")  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
+    autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
+    teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
+    classifier_steps: int = _size(800, 1)  # training of an image folder's own judge
+
+    # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
+    variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
+    distill_steps: int = _size(900, 1)
+    distill_batch: int = _size(32, 1)
+    learning_rate: float = _size(6e-4, 1e-8, 1e-1)
+    alpha: float = _size(0.9, 0.0, 1.0)  # the soft-target loss's share; the hard one has the rest
+    beta: float = _size(0.1, 0.0)  # weight of the feature loss
+    gamma: float = _size(1.0, 0.0)  # weight of the denoising loss
+    temperature: float = _size(4.0, 0.01)  # of the soft targets
+
+    # class-by-class training
+    continual_classes: int = _size(8, 2)  # novel classes learnt one after another
+    continual_steps: int = _size(60, 1)  # steps for each
+    continual_batch: int = _size(32, 1)
+    continual_rate: float = _size(4e-4, 1e-8, 1e-1)  # learning rate
+    continual_images: int = _size(16, 2)  # generated per class after every stage
+    capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
+    policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
+
+    # generation and evaluation
+    generated_images: int = _size(40, 2)  # per class and model
+    sampler_steps: int = _size(20, 1, 1000)
+    guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
+    bootstrap: int = _size(500, 10)  # resamples behind an interval
+
+
+MINI = Profile()
+PROFILES = {
+    "smoke": dataclasses.replace(
+        MINI,
+        name="smoke",
+        classes=5,
+        train_images=8,
+        test_images=4,
+        autoencoder_steps=4,
+        teacher_steps=4,
+        classifier_steps=8,
+        distill_steps=4,
+        distill_batch=4,
+        continual_classes=2,
+        continual_steps=3,
+        continual_batch=4,
+        continual_images=2,
+        capacity=8,
+        generated_images=2,
+        sampler_steps=3,
+        bootstrap=20,
+    ),
+    "mini": MINI,
+    "paper": dataclasses.replace(
+        MINI,
+        name="paper",
+        train_images=1000,
+        test_images=100,
+        teacher="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        autoencoder_steps=0,
+        teacher_steps=5_000,
+        classifier_steps=5_000,
+        distill_steps=50_000,
+        distill_batch=64,
+        learning_rate=5e-5,
+        continual_classes=100,
+        continual_steps=2_000,
+        continual_batch=64,
+        continual_rate=5e-5,
+        continual_images=100,
+        capacity=10_000,
+        generated_images=100,
+        sampler_steps=25,
+        guidance=7.5,
+        bootstrap=10_000,
+    ),
+}
+
+
+def get(name: str, /, **overrides: Any) -> Profile:
+    """The profile `name` with fields overridden; an override of None keeps the profile's own value.
+
+    UserError: an unknown profile or field, a value of another type, or one out of range.
+    """
+    check(name in PROFILES, "profile", name, f"must be one of {', '.join(PROFILES)}")
+    given = {field: value for field, value in overrides.items() if value is not None}
+    return dataclasses.replace(
+        PROFILES[name], **{field: checked(field, value) for field, value in given.items()}
+    )
+
+
+def allowed() -> list[str]:
+    """The names of the fields that may be overridden."""
+    return [field.name for field in dataclasses.fields(Profile) if field.name != "name"]
+
+
+def checked(name: str, value: Any) -> Any:
+    """`value` as field `name` takes it: a whole number serves for a fraction. UserError otherwise."""
+    check(name in allowed(), name, value, f"no such parameter; a profile has {', '.join(allowed())}")
+    field = next(field for field in dataclasses.fields(Profile) if field.name == name)
+    kind = _kind(typing.get_type_hints(Profile)[name])
+    value = value.item() if hasattr(value, "item") else value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    words = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}[kind]
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    limits = [f"at {end} {limit:g}" for end, limit in (("least", low), ("most", high)) if limit is not None]
+    expected = "must be " + (
+        f"one of {', '.join(map(str, choices))}" if choices else ", ".join([words, *limits])
+    )
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value == "":
+        raise UserError(f"{name}={value!r}: {expected}")
+    if kind is float:
+        check(math.isfinite(value), name, value, expected)
+    inside = (low is None or value >= low) and (high is None or value <= high)
+    check(inside and (not choices or value in choices), name, value, expected)
+    return value
+
+
+def _kind(hint: Any) -> Any:
+    """int from `int | None`, and so on."""
+    if isinstance(hint, types.UnionType):
+        return next(part for part in hint.__args__ if part is not type(None))
+    return hint

@@ -1,0 +1,107 @@
+"""Where a figure comes from: library versions, commit, device, and the memory its making took."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LIBRARIES = (
+    "kdcdiff",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "torchmetrics",
+    "lpips",
+    "torch-fidelity",
+    "scipy",
+)
+
+
+class PeakMemory:
+    """Peak resident bytes of this process and its children in a `with` block, sampled 10 times a second."""
+
+    def __init__(self, interval: float = 0.1) -> None:
+        self.interval = interval
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        total = process.memory_info().rss
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                total += child.memory_info().rss
+        self.peak_bytes = max(self.peak_bytes, total)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.interval):
+            with contextlib.suppress(psutil.Error):
+                self._sample()
+
+    def __enter__(self) -> PeakMemory:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+
+def device_name() -> str:
+    """What a stage ran on: the GPU's name, or `cpu`. Does not import torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return "cpu"
+
+
+@functools.cache
+def libraries() -> dict[str, str]:
+    """Versions of the installed libraries that figures depend on."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@functools.cache
+def commit() -> str | None:
+    """The source's git commit (with `+` after it if the tree differs), or None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        run = functools.partial(
+            subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != here:
+            return None
+        dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance() -> dict[str, Any]:
+    return {
+        "libraries": libraries(),
+        "commit": commit(),
+        "device": device_name(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,338 @@
+"""The artifact store: every stage's result is a folder, named by what went into it.
+
+    store = Store("artifacts")
+    latents = store.get("latents", make, version=2, params={"images": 64}, inputs={"data": data})
+    tensors = safetensors.torch.load_file(latents / "latents.safetensors")
+
+key = sha256 of canonical JSON of (stage name, stage version, its parameters, the keys it reads, checksums of
+outside input). `make` writes into a work folder whose name depends on the key alone: it survives a kill, so
+that a training stage goes on from `work/checkpoint`. A finished folder gets its `manifest.json`, is synced to
+disk and renamed into place; nobody ever sees half of one. What was damaged since is moved aside, said, and
+made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdcdiff.errors import UserError
+from kdcdiff.provenance import PeakMemory, provenance
+
+MANIFEST = "manifest.json"
+CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
+_verified: set[tuple[str, int]] = set()  # (folder, manifest's mtime): checksums are read once per process
+
+
+def canonical(value: Any) -> Any:
+    """`value` as plain JSON types, so that equal inputs give equal keys: 1, 1.0 and True stay three values.
+
+    Mappings need string keys; dataclasses, tuples, paths and numpy scalars are taken; NaN and the rest raise
+    TypeError.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"{value!r} cannot be part of a key")
+        return value
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"a key's mapping needs string names, not {list(value)!r}")
+        return {name: canonical(value[name]) for name in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return canonical(dataclasses.asdict(value))
+    if isinstance(value, Path):
+        return value.as_posix()
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return canonical(value.item())
+    raise TypeError(f"{type(value).__name__} cannot be part of a key")
+
+
+def content_key(
+    stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str], outside: Mapping[str, str]
+) -> str:
+    """The sha256, in hex, that names a stage's result. `inputs` maps names to the keys of artifacts read."""
+    whole = {"stage": stage, "version": version, "params": params, "inputs": inputs, "outside": outside}
+    text = json.dumps(canonical(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A published stage: its folder, its key, and how it came about."""
+
+    path: Path
+    key: str
+    manifest: dict[str, Any]
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def stage(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+
+class Store:
+    """A folder of artifacts. Raises `UserError` where `root` cannot be written.
+
+    `on_use(artifact, built)` hears of each artifact that `get` hands out; `say` prints the one line about it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        on_use: Callable[[Artifact, bool], None] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self.on_use = on_use
+        self.say = say
+        with self._explained("opening the store"):
+            for folder in (self.root, self.root / "work", self.root / "locks"):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.root / "locks" / f".probe-{os.getpid()}-{threading.get_ident()}"
+            probe.touch()
+            probe.unlink(missing_ok=True)
+
+    def get(
+        self,
+        stage: str,
+        make: Callable[[Path], None],
+        *,
+        version: int = 1,
+        params: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Artifact] | None = None,
+        outside: Mapping[str, str] | None = None,
+    ) -> Artifact:
+        """The artifact of `stage` for these inputs, made by `make(work_folder)` unless it is there and whole.
+
+        A second process that asks for the same key waits for the first. An error in `make` is passed on and
+        publishes nothing; the work folder stays only where it holds a checkpoint.
+        """
+        params, inputs, outside = params or {}, inputs or {}, outside or {}
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", stage):
+            raise ValueError(f"stage={stage!r}: letters, digits, dots, dashes and underscores")
+        input_keys = {name: artifact.key for name, artifact in inputs.items()}
+        key = content_key(stage, version, params, input_keys, outside)
+        name = f"{stage}-{key[:16]}"
+        with self._explained(f"building stage {stage}"), self._locked(name):
+            artifact, built = self._published(name, key), False
+            if artifact is None:
+                recipe = {
+                    "stage": stage,
+                    "version": version,
+                    "key": key,
+                    "params": canonical(params),
+                    "inputs": input_keys,
+                    "outside": dict(outside),
+                }
+                artifact, built = self._build(name, recipe, make), True
+        seconds, peak = artifact.manifest["seconds"], artifact.manifest["peak_bytes"]
+        self.say(
+            f"{'built ' if built else 'reused'} {name}  {seconds:,.1f} s, peak {peak / 2**30:.2f} GiB, "
+            f"{artifact.bytes / 2**20:,.1f} MiB"
+        )
+        if self.on_use:
+            self.on_use(artifact, built)
+        return artifact
+
+    def costs(self) -> list[dict[str, Any]]:
+        """What each stage took, oldest first: stage, key, seconds, peak_bytes, device, created, bytes on
+        disk.
+        """
+        rows = []
+        for path in self.root.glob(f"*/{MANIFEST}"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                manifest = json.loads(path.read_text())
+                row = {
+                    name: manifest[name]
+                    for name in ("stage", "key", "seconds", "peak_bytes", "device", "created")
+                }
+                rows.append(row | {"bytes": Artifact(path.parent, manifest["key"], manifest).bytes})
+        return sorted(rows, key=lambda row: (row["created"], row["stage"], row["key"]))
+
+    def _published(self, name: str, key: str) -> Artifact | None:
+        folder = self.root / name
+        if not folder.exists():
+            return None
+        fault, manifest = _inspect(folder, key)
+        if fault is None:
+            return Artifact(folder, key, manifest)
+        aside = self.root / "damaged" / name
+        aside.parent.mkdir(exist_ok=True)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{name}.{number}")
+        os.replace(folder, aside)
+        self.say(f"warning: {name} is damaged ({fault}): moved to damaged/{aside.name}, making it again")
+        return None
+
+    def _build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+        work = self.root / "work" / name
+        resumed = (work / CHECKPOINT).exists()
+        work.mkdir(exist_ok=True)
+        if resumed:
+            self.say(f"resume {name}  from its last checkpoint")
+        start = time.perf_counter()
+        try:
+            with PeakMemory() as memory:
+                make(work)
+        except BaseException:
+            if not (work / CHECKPOINT).exists():
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        try:
+            _remove(work / CHECKPOINT)
+            manifest = recipe | {
+                "files": _files(work),
+                "seconds": time.perf_counter() - start,
+                "peak_bytes": memory.peak_bytes,
+                "resumed": resumed,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                **provenance(),
+            }
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            _sync(work)
+            os.replace(work, self.root / name)
+            _sync_one(self.root)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        _verified.add(_stamp(self.root / name))  # just hashed
+        return Artifact(
+            self.root / name, recipe["key"], json.loads((self.root / name / MANIFEST).read_text())
+        )
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self.root / "locks" / f"{name}.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.say(f"wait   {name}  is being made by another process")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn the two ways a disk refuses, wherever they arise below, into one clear line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            code = getattr(error, "errno", None)
+            # safetensors and torch pass a full disk on as text
+            if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+                raise UserError(
+                    f"artifacts={str(self.root)!r}: no space left while {doing}; "
+                    "free some, or choose a folder on another disk"
+                ) from error
+            ours = Path(getattr(error, "filename", None) or "/").is_relative_to(self.root)
+            refused = ours and code in (errno.EACCES, errno.EPERM, errno.EROFS)
+            if refused or (doing == "opening the store" and isinstance(error, OSError)):
+                raise UserError(
+                    f"artifacts={str(self.root)!r}: must be a folder that can be written "
+                    f"({os.strerror(code) if code else error})"
+                ) from error
+            raise
+
+
+def _inspect(folder: Path, key: str) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a published folder (None: nothing), and its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = {
+            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
+        }
+        if manifest["key"] != key or not {"seconds", "peak_bytes", "stage"} <= manifest.keys():
+            return "its manifest is another's", {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read", {}
+    known = _stamp(folder) in _verified
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing", {}
+        if path.stat().st_size != size or (not known and sha256_file(path) != checksum):
+            return f"{name} has a wrong checksum", {}
+    _verified.add(_stamp(folder))
+    return None, manifest
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in paths
+    }
+
+
+def _stamp(folder: Path) -> tuple[str, int]:
+    return str(folder), (folder / MANIFEST).stat().st_mtime_ns
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """fsync every file and folder below, children first, so that the rename never precedes the content."""
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync_one(Path(path) / name)
+        _sync_one(Path(path))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""What several test files need: quiet kernels, and small books to run and render."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
+
+REPO = Path(__file__).resolve().parent.parent
+PARAMETERS = """\
+profile: str = "mini"  # smoke, mini or paper
+dataset: str = "flora"  # flora, oxford-102 or an image folder
+seed: int = 0  # all randomness follows from it
+artifacts: str = "../artifacts"  # the store"""
+OPEN = """\
+import kdcdiff.chapter
+settings = dict(profile=profile, dataset=dataset, seed=seed, artifacts=artifacts)
+chapter = kdcdiff.chapter.open("{name}", **settings{own})"""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings that steer a run from outside."""
+    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+LIGHT = "settings = (profile, dataset, seed, artifacts)"  # reads the parameters without importing torch
+
+
+def write_notebook(
+    path: Path, cells: list[str], parameters: str = "", own: str = "", light: bool = False
+) -> Path:
+    """A chapter: a title, the parameters cell, `chapter.open`, then `cells`; those that start with `md:` are
+    prose.
+    """
+    made = [
+        nbformat.v4.new_markdown_cell(f"# Chapter {path.stem}"),
+        nbformat.v4.new_code_cell(f"{PARAMETERS}\n{parameters}".strip(), metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(LIGHT if light else OPEN.format(name=path.stem, own=own)),
+    ]
+    for text in cells:
+        prose = text.startswith("md:")
+        made.append(nbformat.v4.new_markdown_cell(text[3:]) if prose else nbformat.v4.new_code_cell(text))
+    kernel = {"name": "kdcdiff", "display_name": "kdcdiff", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def small_book(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a book of notebooks given as {name: cells}, with this project's settings; returns its folder."""
+
+    def make(chapters: dict[str, list[str]], **options: Any) -> Path:
+        root = tmp_path / "book-folder"
+        for name, cells in chapters.items():
+            write_notebook(root / "notebooks" / f"{name}.ipynb", cells, **options)
+        shutil.copytree(REPO / "book" / "_static", root / "book" / "_static", dirs_exist_ok=True)
+        shutil.copy(REPO / "_config.yml", root)
+        (root / "book" / "references.bib").write_text(
+            "@misc{kdc, title={A title}, author={An Author}, year=2025}\n"
+        )
+        (root / "book" / "intro.md").write_text("# A small book\n\nWords.\n")
+        (root / "book" / "status.md").write_text("# Status\n\n<!-- chapters -->\n\n<!-- stages -->\n")
+        files = [f"notebooks/{name}" for name in chapters] + ["book/status"]
+        entries = "\n".join(f"      - file: {file}" for file in files)
+        toc = f"format: jb-book\nroot: book/intro\nparts:\n  - caption: All\n    chapters:\n{entries}\n"
+        (root / "_toc.yml").write_text(toc)
+        return root
+
+    return make
