@@ -1,0 +1,143 @@
+"""Evaluation and sampling, side by side with what others offer. Prints a table; asserts nothing.
+
+    python benchmarks/evaluation.py evaluation --images 10000    # ours against torch-fidelity's command line
+    python benchmarks/evaluation.py sampling                     # student's time over teacher's, against MACs
+
+evaluation: both run as a process of their own on the same two folders of 64x64 PNG, with the same feature
+extractor (a random classifier of the book's shape), FID and KID of 100 subsets of 1,000; wall time and peak
+memory of the process and its children. sampling: one U-Net call at Stable Diffusion's size, one thread count
+for both; expected within 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+OURS = """
+import sys
+from benchmarks_common import extractor
+from kdcdiff import metrics
+from kdcdiff.evaluation import ImageFolder
+made, real = (metrics.extract(ImageFolder(folder), extractor()) for folder in sys.argv[1:3])
+print("kid", metrics.kid(made, real).value, "fid", metrics.fid(made, real).value)
+"""
+THEIRS = """
+import sys
+from benchmarks_common import extractor
+from kdcdiff.extractors import register_with_torch_fidelity
+from torch_fidelity import fidelity
+name = register_with_torch_fidelity(extractor())
+flags = ["--cpu", "--batch-size", "256", "--feature-extractor", name]
+flags += ["--fid", "--kid", "--no-cache", "--silent"]
+sys.argv = ["fidelity", "--input1", sys.argv[1], "--input2", sys.argv[2], *flags]
+fidelity.main()
+"""
+COMMON = """
+import kdcdiff, torch
+from kdcdiff import extractors, stack
+
+def extractor():
+    torch.manual_seed(0)
+    return extractors.features(stack.Classifier([str(i) for i in range(20)]).eval())
+"""
+
+
+def draw_folder(folder: Path, count: int, seed: int) -> None:
+    from kdcdiff import sampling
+
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, 500):
+        n = min(500, count - start)
+        coarse = torch.randint(0, 256, (n, 3, 8, 8), generator=generator).float()
+        images = torch.nn.functional.interpolate(coarse, size=64, mode="bilinear").to(torch.uint8)
+        sampling.write(images, folder, prompts=[""] * n, seeds=seed, start=start)
+
+
+def measured(script: str, folders: list[Path], here: Path) -> tuple[float, float, str]:
+    """(seconds, peak MiB of the process and its children, last line of output)."""
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{Path(__file__).parents[1]}"}
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, folders)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    watched, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            family = [watched, *watched.children(recursive=True)]
+            peak = max(peak, sum(p.memory_full_info().pss for p in family))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+        time.sleep(0.05)
+    seconds = time.perf_counter() - begun
+    output = process.stdout.read().strip() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(output)
+    return seconds, peak / 2**20, " | ".join(output.splitlines()[-3:])
+
+
+def evaluation(images: int, repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        here = Path(name)
+        (here / "benchmarks_common.py").write_text(COMMON)
+        folders = [here / "made", here / "real"]
+        for seed, folder in enumerate(folders):
+            draw_folder(folder, images, seed)
+        for tool, script in (("kdcdiff", OURS), ("torch-fidelity", THEIRS)):
+            runs = [measured(script, folders, here) for _ in range(repeats)]
+            seconds, peak = (statistics.median(run[i] for run in runs) for i in (0, 1))
+            print(f"{tool:<15} {seconds:8.1f} s {peak:8.0f} MiB   2 x {images} images   {runs[-1][2]}")
+
+
+def sampling_ratio(repeats: int, variant: str) -> None:
+    from diffusers import UNet2DConditionModel
+
+    from kdcdiff import complexity, surgery
+
+    config = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+    teacher = UNet2DConditionModel(**config).eval()
+    student = surgery.shrink(teacher, variant).eval()
+    macs = [complexity.count(unet).macs["all"] for unet in (teacher, student)]
+    latents, prompt, seconds = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768), ([], [])
+    with torch.inference_mode():
+        for repeat in range(
+            repeats + 1
+        ):  # interleaved, so that both see the same machine; the first is warm-up
+            for unet, taken in zip((teacher, student), seconds, strict=True):
+                begun = time.perf_counter()
+                unet(latents, 500, prompt)
+                if repeat:
+                    taken.append(time.perf_counter() - begun)
+    slow, fast = (statistics.median(taken) for taken in seconds)
+    ratio, wanted = fast / slow, macs[1] / macs[0]
+    print(
+        f"teacher {slow:.2f} s, {variant} {fast:.2f} s a call: "
+        f"{ratio:.3f} of the time for {wanted:.3f} of the MACs"
+    )
+    print(f"off by {100 * (ratio / wanted - 1):+.1f} %")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["evaluation", "sampling"])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--variant", default="kdc")
+    given = parser.parse_args()
+    if given.what == "evaluation":
+        evaluation(given.images, given.repeats)
+    else:
+        sampling_ratio(given.repeats, given.variant)

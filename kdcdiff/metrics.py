@@ -1,0 +1,147 @@
+"""Metrics one can trust: every figure is an `Estimate` with its interval, its count and its extractor's name.
+
+    metrics.class_accuracy(images, labels, stack.classifier())            # Wilson interval
+    real = metrics.extract(real_images, extractors.features(judge))       # once; cache it with `cached`
+    metrics.kid(metrics.extract(images, judge), real)                     # unbiased; may be negative
+
+The arithmetic is torchmetrics', torch-fidelity's, lpips' and scipy's; here live the streaming, the seeds, the
+intervals and the conventions, which differ among libraries and are stated at each function. Images are (N, 3,
+H, W) uint8, whole or as an iterable of batches: pass bytes, not floats, since rounding moves FID. Read PNG,
+not JPEG, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcdiff.distances import (
+    Features,
+    cached,
+    extract,
+    fid,
+    fid_curve,
+    fid_infinity,
+    frechet,
+    images_key,
+    inception_score,
+    kid,
+    of_rows,
+)
+from kdcdiff.errors import check
+from kdcdiff.estimates import Estimate, Images, batches, mean_of, name_of, proportion
+from kdcdiff.similarity import (
+    CLIP_SCALES,
+    clip_cosines,
+    clip_score,
+    image_similarity,
+    lpips_cross,
+    lpips_diversity,
+    lpips_nearest,
+    lpips_paired,
+)
+
+__all__ = [
+    "CLIP_SCALES", "Estimate", "Features", "accuracy_per_class", "batches", "cached", "class_accuracy",
+    "clip_cosines", "clip_score", "extract", "fid", "fid_curve", "fid_infinity", "frechet",
+    "image_similarity", "images_key", "inception_score", "kid", "lpips_cross", "lpips_diversity",
+    "lpips_nearest", "lpips_paired", "mean_of", "of_rows", "per_class", "predictions", "proportion",
+]  # fmt: skip
+
+
+# --- accuracy ----------------------------------------------------------------------------------------------
+
+
+def predictions(images: Images, classifier: nn.Module, batch_size: int = 32) -> Tensor:
+    """The class that `classifier` (images to logits) sees in each image, (N,) int64."""
+    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        laid_out = (
+            part.to(device).contiguous(memory_format=torch.channels_last)
+            for part in batches(images, batch_size)
+        )
+        return torch.cat([classifier(part).argmax(1).cpu() for part in laid_out])
+
+
+def _hits(images: Images, labels: Tensor | Sequence[int], classifier: nn.Module) -> tuple[Tensor, Tensor]:
+    predicted, labels = predictions(images, classifier), torch.as_tensor(labels)
+    check(
+        len(labels) == len(predicted),
+        "labels",
+        len(labels),
+        f"must be one for each of the {len(predicted)} images",
+    )
+    return predicted == labels, labels
+
+
+def class_accuracy(images: Images, labels: Tensor | Sequence[int], classifier: nn.Module) -> Estimate:
+    """The share of images in which an independent classifier sees the class they were asked for."""
+    hits, _ = _hits(images, labels, classifier)
+    return proportion(int(hits.sum()), len(hits), extractor=name_of(classifier))
+
+
+def accuracy_per_class(
+    images: Images, labels: Tensor | Sequence[int], classifier: nn.Module, classes: Sequence[str]
+) -> dict[str, Estimate]:
+    """`class_accuracy` of each class that occurs, by name; `labels` index `classes`, as the classifier's
+    outputs do.
+    """
+    hits, labels = _hits(images, labels, classifier)
+    counted = [(name, hits[labels == i]) for i, name in enumerate(classes)]
+    return {
+        name: proportion(int(own.sum()), len(own), extractor=name_of(classifier))
+        for name, own in counted
+        if len(own)
+    }
+
+
+def per_class(
+    metric: Callable[..., Estimate],
+    generated: Tensor,
+    generated_labels: Tensor,
+    real: Tensor,
+    real_labels: Tensor,
+    classes: Sequence[str],
+    *args: Any,
+    **own: Any,
+) -> dict[str, Estimate]:
+    """`metric(generated, real, *args, **own)` within each class that both sets have."""
+    rows = {name: (generated_labels == i, real_labels == i) for i, name in enumerate(classes)}
+    return {
+        name: metric(generated[a], real[b], *args, **own)
+        for name, (a, b) in rows.items()
+        if a.any() and b.any()
+    }
+
+
+# --- command line ------------------------------------------------------------------------------------------
+
+
+def add_parser(subparsers: Any) -> None:
+    """Registers ``kdcdiff evaluate``; the room that does it is imported when it runs."""
+    parser = subparsers.add_parser(
+        "evaluate", help="a folder of generated images against a folder of real ones"
+    )
+    parser.add_argument(
+        "generated", help="folder of generated images; prompts and classes from its metadata.csv"
+    )
+    parser.add_argument("real", help="folder of real images of the same size")
+    parser.add_argument(
+        "--extractor",
+        default="flora",
+        help="flora (in-domain, 64x64), inception or dino-vit-s-16 (default: flora)",
+    )
+    parser.add_argument("--weights", help="folder of a published extractor's safetensors and checksums.json")
+    parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: 256)")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
+    parser.add_argument("--json", help="also write the figures to this file")
+
+    def run(arguments: Any) -> int:
+        from kdcdiff import evaluation
+
+        return evaluation.run(arguments)
+
+    parser.set_defaults(run=run)
