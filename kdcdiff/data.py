@@ -1,0 +1,223 @@
+"""Pictures with captions and classes, and their latents: what every later stage reads.
+
+One in-memory type, `ImageSet`, whatever the source: `flora`, a folder of class folders, or Oxford-102.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from kdcdiff import flora
+from kdcdiff.errors import UserError, check
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SPLITS = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  # a split and the folders it may be called
+MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is refused
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """`images` (N, 3, H, W) uint8, `labels` (N,) int64 into `classes`, one caption each; `masks` (N, H, W) uint8 or None."""
+
+    images: Tensor
+    labels: Tensor
+    captions: tuple[str, ...]
+    classes: tuple[str, ...]
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: Tensor) -> ImageSet:
+        masks = None if self.masks is None else self.masks[rows]
+        return replace(self, images=self.images[rows], labels=self.labels[rows], masks=masks, captions=tuple(self.captions[i] for i in rows.tolist()))
+
+
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """The pictures of these classes; `classes` stays whole, so labels keep their meaning."""
+        for name in names:
+            check(name in self.classes, "class", name, f"must be one of {', '.join(self.classes)}")
+        return self.subset(torch.isin(self.labels, torch.tensor([self.classes.index(n) for n in names])).nonzero()[:, 0])
+
+    def save(self, folder: Path) -> None:
+        tensors = {"images": self.images, "labels": self.labels} | ({} if self.masks is None else {"masks": self.masks})
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "pictures.safetensors")
+        (folder / "pictures.json").write_text(json.dumps({"classes": self.classes, "captions": self.captions}, indent=0))
+
+    @classmethod
+    def load(cls, folder: Path) -> ImageSet:
+        words = json.loads((folder / "pictures.json").read_text())
+        return cls(**load_file(folder / "pictures.safetensors"), captions=tuple(words["captions"]), classes=tuple(words["classes"]))
+
+
+TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
+
+
+def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True) -> ImageSet:
+    """`per_class` pictures of each class, class after class."""
+    offset = {"train": 0, "test": TEST_OFFSET}[split]
+    pairs = [(name, offset + i) for name in classes for i in range(per_class)]
+    drawn = [flora.draw(name, i, seed) for name, i in tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)]
+    return ImageSet(
+        images=torch.from_numpy(np.stack([p.image for p in drawn])).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.arange(len(classes)).repeat_interleave(per_class),
+        captions=tuple(p.caption for p in drawn),
+        classes=tuple(classes),
+        masks=torch.from_numpy((np.stack([p.mask for p in drawn]) * 255).astype(np.uint8)),
+    )
+
+
+def caption_of(name: str, kind: str = "") -> str:
+    """The caption template: ``a photo of a red admiral``, with the article that the name wants."""
+    name = name.replace("-", " ").replace("_", " ").strip().lower()
+    article = "an" if name[:1] in "aeiou" else "a"
+    return f"a photo of {article} {name}" + (f", a {kind}" if kind else "")
+
+
+def _square(path: Path, size: int) -> np.ndarray:
+    """An RGB centre crop of `size` pixels, (size, size, 3) uint8."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
+
+
+def _captions_file(folder: Path) -> dict[str, str]:
+    """`metadata.csv` of the imagefolder convention: columns file_name and text (or caption)."""
+    path = folder / "metadata.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    column = next((c for c in ("text", "caption") if rows and c in rows[0]), None)
+    check(bool(rows) and "file_name" in rows[0] and column is not None, "metadata.csv", str(path), "needs the columns file_name and text")
+    return {row["file_name"]: row[str(column)] for row in rows}
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split: ``root/train``, ``root/test`` or what it may be called."""
+    check(root.is_dir(), "dataset", str(root), "must be flora, oxford-102 or an existing image folder")
+    for name in SPLITS[split]:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"dataset={str(root)!r}: has no folder {' or '.join(SPLITS[split])} of class folders")
+
+
+def folder_classes(root: Path, least: int = 1) -> list[str]:
+    """Class names that both splits have, sorted; a class with fewer than `least` training images is refused."""
+    counts = {
+        split: {d.name: sum(f.suffix.lower() in IMAGE_SUFFIXES for f in d.iterdir()) for d in sorted(split_folder(root, split).iterdir()) if d.is_dir()}
+        for split in SPLITS
+    }
+    names = [name for name, n in counts["train"].items() if n and counts["test"].get(name, 0)]
+    check(bool(names), "dataset", str(root), "must hold class folders with images in both splits")
+    for name in names:
+        check(counts["train"][name] >= least, "class", name, f"needs at least {least} training images, has {counts['train'][name]}")
+    return names
+
+
+def load_folder(root: Path, split: str, classes: Sequence[str], per_class: int, size: int = 64, progress: bool = True) -> ImageSet:
+    """Up to `per_class` images of each class folder, centre-cropped; unreadable ones are named, counted and skipped.
+
+    Raises `UserError` where more than 5 % of the images cannot be read, or a class is left without any.
+    """
+    folder, images, labels, captions, unreadable = split_folder(root, split), [], [], [], []
+    texts = _captions_file(folder)
+    files = []
+    for label, name in enumerate(classes):
+        check((folder / name).is_dir(), "class", name, f"must be a folder of {folder}")
+        found = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        files += [(label, f) for f in found[:per_class]]
+    for label, path in tqdm(files, desc=f"reading {split} images", disable=not progress, mininterval=1):
+        try:
+            images.append(_square(path, size))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            unreadable.append(path.relative_to(root).as_posix())
+            continue
+        labels.append(label)
+        captions.append(texts.get(path.relative_to(folder).as_posix()) or caption_of(classes[label]))
+    if unreadable:
+        share = len(unreadable) / len(files)
+        named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+        check(share <= MOST_UNREADABLE, "dataset", str(root), f"{len(unreadable)} of {len(files)} images cannot be read ({named}); at most {MOST_UNREADABLE:.0%} may be")
+        print(f"skipped {len(unreadable)} of {len(files)} images that cannot be read: {named}")
+    counts = Counter(labels)
+    for label, name in enumerate(classes):
+        check(counts[label] > 0, "class", name, f"has no readable image in {split}")
+    return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), tuple(captions), tuple(classes))
+
+
+# --- sources: where a book's pictures come from ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name: which classes it has, and how to get their pictures.
+
+    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come later, one by one.
+    """
+
+    name: str
+    root: Path | None  # None: flora
+    base: tuple[str, ...]
+    novel: tuple[str, ...]
+    seed: int = 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.base + self.novel
+
+    @property
+    def size(self) -> int:
+        """Side of its square pictures, in pixels."""
+        return 64
+
+    def load(self, split: str, classes: Sequence[str], per_class: int) -> ImageSet:
+        if self.root is None:
+            return load_flora(split, classes, per_class, self.seed)
+        return load_folder(self.root, split, classes, per_class, self.size)
+
+    def checksum(self) -> str:
+        """What a stage names as its outside input: names, sizes and times of a folder's files; flora's code."""
+        digest = hashlib.sha256()
+        if self.root is None:
+            digest.update(Path(flora.__file__).read_bytes())
+            return digest.hexdigest()
+        for split in SPLITS:
+            for name in self.classes:
+                for f in sorted((split_folder(self.root, split) / name).iterdir()):
+                    digest.update(f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode())
+            digest.update(repr(sorted(_captions_file(split_folder(self.root, split)).items())).encode())
+        return digest.hexdigest()
+
+
+LEAST_IMAGES = 8  # training images that a class needs
+
+
+def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
+    """The data set `name`: ``flora``, or an image folder with ``train`` and ``test``.
+
+    `classes` takes the first so many of a folder's classes (None: all); three in five of them are base, the rest novel.
+    """
+    if name == "flora":
+        return Source("flora", None, flora.BASE, flora.NOVEL, seed)
+    root = Path(name).expanduser().resolve()
+    names = folder_classes(root, LEAST_IMAGES)
+    check(classes is None or 4 <= classes <= len(names), "classes", classes, f"must be between 4 and {len(names)} for {name}")
+    names = names[:classes]
+    split = (3 * len(names) + 4) // 5
+    return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed)

@@ -1,0 +1,243 @@
+"""`kdcdiff pretrain`: the recipe that made the small stack. Hours on two cores, minutes on a GPU.
+
+Five trainings with the loop of `kdcdiff.training`, each resumable:
+
+1. text        a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
+2. autoencoder on the base classes, under flips and exposure
+3. unet        the denoiser on the cached latents of the base classes
+4. classifier  the in-domain judge, on real images of all classes
+5. clip        the in-domain scorer, a second CLIP on all classes
+
+No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from kdcdiff import flora, stack
+from kdcdiff.data import ImageSet, load_flora
+from kdcdiff.latents import LatentSet, Noised, draw_rows, encode_set, noised_batch, to_signed
+from kdcdiff.provenance import provenance
+from kdcdiff.training import fit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the pretraining."""
+
+    seed: int = 0
+    images_per_class: int = 1500  # drawn for each base class
+    extractor_images_per_class: int = 600  # drawn for each of all classes
+    clip_steps: int = 600
+    clip_batch: int = 128
+    autoencoder_steps: int = 5500
+    autoencoder_batch: int = 16
+    autoencoder_lr: float = 2e-3
+    kl_weight: float = 1e-5
+    unet_steps: int = 20000
+    unet_batch: int = 48
+    unet_lr: float = 1e-3
+    caption_dropout: float = 0.1
+    ema: float = 0.999
+    classifier_steps: int = 800
+    classifier_batch: int = 64
+
+
+# --- CLIP ----------------------------------------------------------------------------------------------------
+
+
+def train_clip(images: ImageSet, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, folder: Path | None, describe: str) -> CLIPModel:
+    """Contrastive training; pictures of one caption are positives of each other."""
+    model = stack.new_clip(tokenizer, seed)
+    unique = sorted(set(images.captions))
+    tokens = stack.tokenize(tokenizer, unique)
+    caption_ids = torch.tensor([unique.index(c) for c in images.captions])
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = draw_rows(batch, len(images), generator)
+        return {"pixels": to_signed(images.images[rows]), "captions": caption_ids[rows]}
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model(input_ids=tokens.to(data["pixels"].device)[data["captions"]], pixel_values=data["pixels"])
+        same = (data["captions"][:, None] == data["captions"][None, :]).float()
+        target = same / same.sum(1, keepdim=True)
+        logits = out.logits_per_image
+        value = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return value, {}
+
+    fit(model, loss, batch_of, steps=steps, lr=1e-3, seed=seed, warmup=100, folder=folder, checkpoint_every=200, describe=describe)
+    return model
+
+
+# --- autoencoder ---------------------------------------------------------------------------------------------
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 and L2 on pixels, and L1 on their differences to the right and below, so that thin veins and edges count."""
+
+    def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+    sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(target), strict=True))
+    return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * sharp
+
+
+def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Flips, and exposure on a third of the batch: (N, 3, H, W) in [-1, 1]."""
+    flip = torch.rand(len(pixels), generator=generator) < 0.5
+    pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+    exposure = 0.6 + 0.6 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    exposure[len(pixels) // 3 :] = 1
+    return ((pixels + 1) * exposure - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def train_autoencoder(vae: AutoencoderKL, images: Tensor, *, steps: int, batch: int, lr: float, kl_weight: float, seed: int, folder: Path | None, describe: str = "autoencoder") -> None:
+    """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
+    vae.to(memory_format=torch.channels_last)
+
+    class Reconstruct(nn.Module):
+        """Encode, sample, decode as one call, so that a wrapper sees it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = self.vae.encode(pixels).latent_dist
+            kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+            return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pixels = vary(to_signed(images[draw_rows(batch, len(images), generator)]), generator)
+        side = pixels.shape[-1] // 8
+        return {"pixels": pixels, "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator)}
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        output, kl = model(data["pixels"], data["noise"])
+        reconstruction = reconstruction_loss(output, data["pixels"])
+        return reconstruction + kl_weight * kl, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+
+    fit(Reconstruct(), loss, batch_of, steps=steps, lr=lr, seed=seed, warmup=100, folder=folder, checkpoint_every=200, describe=describe, weight_decay=0.0)
+    with torch.no_grad():
+        sample = images[:: max(1, len(images) // 512)]
+        deviation = torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]).std()
+    vae.register_to_config(scaling_factor=round(1 / deviation.item(), 4))
+
+
+# --- U-Net ---------------------------------------------------------------------------------------------------
+
+
+def train_unet(pipeline: StableDiffusionPipeline, latents: LatentSet, *, steps: int, batch: int, lr: float, dropout: float, ema: float, seed: int,
+               folder: Path | None, describe: str = "unet") -> None:  # fmt: skip
+    """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place."""
+    unet = pipeline.unet.to(memory_format=torch.channels_last)
+
+    def batch_of(step: int, generator: torch.Generator) -> Noised:
+        return noised_batch(latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout)
+
+    def loss(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
+
+    fit(unet, loss, batch_of, steps=steps, lr=lr, seed=seed, warmup=min(300, steps // 10), ema=ema, folder=folder, checkpoint_every=250, describe=describe)
+
+
+# --- classifier ----------------------------------------------------------------------------------------------
+
+
+def train_classifier(images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier") -> stack.Classifier:
+    """Cross-entropy on real images under flips, shifts and exposure; it never sees a generated or decoded one."""
+    torch.manual_seed(seed)
+    model = stack.Classifier(images.classes).to(memory_format=torch.channels_last)
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = draw_rows(batch, len(images), generator)
+        pixels = images.images[rows].float() / 255
+        flip = torch.rand(batch, generator=generator) < 0.5
+        pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+        dx, dy = (torch.randint(-5, 6, (2,), generator=generator)).tolist()
+        pixels = F.pad(pixels, (5, 5, 5, 5), mode="replicate")[:, :, 5 + dy : 69 + dy, 5 + dx : 69 + dx]
+        pixels = pixels * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
+        return {"pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last), "labels": images.labels[rows]}
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return F.cross_entropy(model(data["pixels"]), data["labels"], label_smoothing=0.05), {}
+
+    fit(model, loss, batch_of, steps=steps, lr=2e-3, seed=seed, warmup=100, weight_decay=0.05, folder=folder, checkpoint_every=250, describe=describe)
+    return model.requires_grad_(False)
+
+
+# --- a teacher for other pictures ----------------------------------------------------------------------------
+
+
+def fine_tune(pipeline: StableDiffusionPipeline, images: ImageSet, *, autoencoder_steps: int, unet_steps: int, batch: int, seed: int, folder: Path) -> None:
+    """Fit the pipeline to other pictures, in place: first its autoencoder, then its U-Net on the new latents."""
+    if autoencoder_steps:
+        train_autoencoder(pipeline.vae, images.images, steps=autoencoder_steps, batch=16, lr=1e-3, kl_weight=Recipe.kl_weight, seed=seed, folder=folder / "autoencoder")
+    latents = encode_set(pipeline, images)
+    train_unet(pipeline, latents, steps=unet_steps, batch=batch, lr=5e-4, dropout=0.1, ema=0.99, seed=seed, folder=folder / "unet", describe="teacher")
+
+
+# --- the command ---------------------------------------------------------------------------------------------
+
+
+def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
+    """Run the recipe in `work` (resumable), then write `out`: pipeline, classifier, clip, logs, provenance, checksums."""
+    base = load_flora("train", flora.BASE, recipe.images_per_class, recipe.seed)
+    everything = load_flora("train", tuple(flora.SPECIES), recipe.extractor_images_per_class, recipe.seed)
+    started = time.perf_counter()
+
+    tokenizer = stack.train_tokenizer(base.captions)
+    text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
+    vae = stack.new_autoencoder(recipe.seed)
+    train_autoencoder(vae, base.images, steps=recipe.autoencoder_steps, batch=recipe.autoencoder_batch, lr=recipe.autoencoder_lr,
+                      kl_weight=recipe.kl_weight, seed=recipe.seed, folder=work / "autoencoder")  # fmt: skip
+    pipeline = stack.assemble(vae, stack.new_unet(recipe.seed), stack.text_encoder_of(text), tokenizer)
+    train_unet(pipeline, encode_set(pipeline, base), steps=recipe.unet_steps, batch=recipe.unet_batch, lr=recipe.unet_lr,
+               dropout=recipe.caption_dropout, ema=recipe.ema, seed=recipe.seed, folder=work / "unet")  # fmt: skip
+    classifier = train_classifier(everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier")
+    scorer_tokenizer = stack.train_tokenizer(everything.captions)
+    scorer = train_clip(everything, scorer_tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed + 1, work / "clip", "clip")
+
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
+    stack.save_classifier(classifier, partial / "classifier")
+    scorer.half().save_pretrained(partial / "clip", safe_serialization=True)
+    scorer_tokenizer.save_pretrained(partial / "clip")
+    (partial / "log").mkdir()
+    for name in ("text", "autoencoder", "unet", "classifier", "clip"):
+        shutil.copy(work / name / "log.jsonl", partial / "log" / f"{name}.jsonl")
+    provenance_ = {"command": "kdcdiff pretrain", "recipe": asdict(recipe), "seconds_of_last_run": round(time.perf_counter() - started), **provenance()}
+    (partial / "provenance.json").write_text(json.dumps(provenance_, indent=1))
+    files = sorted(f for f in partial.rglob("*") if f.is_file())
+    (partial / "checksums.json").write_text(json.dumps({f.relative_to(partial).as_posix(): stack.sha256(f) for f in files}, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """`kdcdiff pretrain`: train the small stack again, from nothing."""
+    parser = subparsers.add_parser("pretrain", help="train the shipped small stack and its extractors from nothing (hours on two cores)")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/assets"), help="folder of the result (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("artifacts/pretrain"), help="checkpoints and logs; the same command goes on from them")
+    for field in fields(Recipe):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help="(default: %(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    pretrain(args.work, args.out, Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)}))
+    print(f"the small stack is in {args.out}; copy it over kdcdiff/assets to ship it")
+    return 0
