@@ -1,0 +1,144 @@
+"""The losses, one pure function for each equation of KDC-Diff (1)-(3), (6) and BK-SDM (1)-(4).
+
+A distillation loss for classifiers needs probabilities; a denoiser predicts noise. The paper never says what the
+"probabilities" of a noise prediction are, so the reading is a parameter (`READINGS`): a softmax over
+
+    all       every latent value of a sample: one distribution of C*H*W values (the default)
+    space     the positions of each channel: C distributions of H*W values
+    channels  the channels at each position: H*W distributions of C values
+
+A softmax cannot see a constant added to its logits. `all` loses one number of a sample that way, `space` one for each
+channel (its mean, that is its colour), `channels` one for each position (a whole map): hence the default.
+
+Everything is computed in float32 whatever the autocast, and nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdcdiff.errors import UserError, check
+
+READINGS = {  # (N, C, H, W) -> logits (N, distributions, values)
+    "all": lambda x: x.flatten(1).unsqueeze(1),
+    "space": lambda x: x.flatten(2),
+    "channels": lambda x: x.flatten(2).transpose(1, 2),
+}
+LABELS = ("distribution", "argmax")  # what the "true label" of equation (2) is: the true noise's softmax, or its largest value
+
+
+def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Tensor:
+    """Log-softmax of `x` (N, C, H, W) as `reading` has it, (N, distributions, values), float32."""
+    check(reading in READINGS, "reading", reading, f"must be one of {', '.join(READINGS)}")
+    check(isinstance(temperature, int | float) and 0 < temperature < math.inf, "temperature", temperature, "must be above 0 and finite")
+    return F.log_softmax(READINGS[reading](x.float()) / temperature, dim=-1)
+
+
+def _same_shape(**tensors: Tensor) -> None:
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    first = next(iter(shapes.values()))
+    for name, shape in shapes.items():
+        check(shape == first, f"{name}.shape", shape, f"must be {first}, that of {next(iter(shapes))}")
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, reading: str = "all") -> Tensor:
+    """KDC-Diff (1): T^2 KL(softmax(teacher / T) || softmax(student / T)), (N, C, H, W) to a scalar.
+
+    Summed over a distribution's values, averaged over distributions and samples. As T grows it tends to half the mean
+    of the squared, mean-centred difference: an output MSE that is blind to a constant.
+    """
+    _same_shape(student=student, teacher=teacher)
+    log_s, log_t = (_log_probabilities(x, reading, temperature) for x in (student, teacher))
+    return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+
+
+def hard_target_loss(student: Tensor, teacher: Tensor, target: Tensor, reading: str = "all", label: str = "distribution") -> Tensor:
+    """KDC-Diff (2): cross-entropy of the true noise with the student's and with the teacher's distribution.
+
+    (N, C, H, W) to a scalar, averaged over distributions and samples. The teacher's half has no gradient for the
+    student: it adds a constant that only says how well the teacher does.
+    """
+    _same_shape(student=student, teacher=teacher, target=target)
+    check(label in LABELS, "label", label, f"must be one of {', '.join(LABELS)}")
+    log_s, log_t = (_log_probabilities(x, reading) for x in (student, teacher))
+    truth = _log_probabilities(target, reading).exp()
+    if label == "argmax":
+        truth = F.one_hot(truth.argmax(-1), truth.shape[-1]).to(truth.dtype)
+    return -(truth * (log_s + log_t)).sum(-1).mean()
+
+
+def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
+    """KDC-Diff (3), BK-SDM (3): the squared distance of matching stages, summed over stages; a scalar.
+
+    The paper sums a sample's squared differences; here they are averaged over a stage's values, so that beta means the
+    same at every resolution and width.
+    """
+    check(len(student_features) == len(teacher_features) > 0, "features", len(student_features), f"must be as many as the teacher's ({len(teacher_features)}), at least one")
+    for s, t in zip(student_features, teacher_features, strict=True):
+        _same_shape(student_feature=s, teacher_feature=t)
+    return torch.stack([F.mse_loss(s.float(), t.float()) for s, t in zip(student_features, teacher_features, strict=True)]).sum()
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """KDC-Diff's L_mse, BK-SDM (1): the mean squared error against what the network should predict; a scalar.
+
+    `weight` (N,) weighs samples, such as by their signal-to-noise ratio.
+    """
+    _same_shape(prediction=prediction, target=target)
+    if weight is None:
+        return F.mse_loss(prediction.float(), target.float())
+    return (weight.float() * (prediction.float() - target.float()).square().flatten(1).mean(1)).mean()
+
+
+def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """BK-SDM (2): the mean squared error against the teacher's output; a scalar."""
+    return denoising_loss(student, teacher)
+
+
+@dataclass(frozen=True)
+class KDCLoss:
+    """KDC-Diff (6): alpha soft + (1 - alpha) hard + beta feature + gamma mse. The paper prints no values for the weights.
+
+    Calling it gives the scalar and each term, detached. A term of weight zero is still computed: it is logged.
+    """
+
+    alpha: float = 0.9
+    beta: float = 0.1
+    gamma: float = 1.0
+    temperature: float = 4.0
+    reading: str = "all"
+    label: str = "distribution"
+
+    def __post_init__(self) -> None:
+        check(0 <= self.alpha <= 1, "alpha", self.alpha, "must be between 0 and 1")
+        for name in ("beta", "gamma"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, name, value, "must be 0 or more, and finite")
+        check(0 < self.temperature < math.inf, "temperature", self.temperature, "must be above 0 and finite")
+        check(self.reading in READINGS, "reading", self.reading, f"must be one of {', '.join(READINGS)}")
+        check(self.label in LABELS, "label", self.label, f"must be one of {', '.join(LABELS)}")
+
+    def __call__(self, *, student: Tensor, teacher: Tensor, target: Tensor, student_features: Sequence[Tensor],
+                 teacher_features: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        terms = {
+            "soft": soft_target_loss(student, teacher, self.temperature, self.reading),
+            "hard": hard_target_loss(student, teacher, target, self.reading, self.label),
+            "feature": feature_loss(student_features, teacher_features),
+            "mse": denoising_loss(student, target),
+        }
+        weights = {"soft": self.alpha, "hard": 1 - self.alpha, "feature": self.beta, "mse": self.gamma}
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+def require_finite(terms: Mapping[str, float], step: int) -> None:
+    """Refuse logged terms that are not finite, by name. Called where the loop waits for the device anyway."""
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name}={value} at step {step}: must be finite; lower the learning rate or the precision's range")
