@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from kdcdiff import profiles
+from kdcdiff.allocator import keep_memory
 from kdcdiff.errors import check
 from kdcdiff.profiles import Profile
 from kdcdiff.results import Result, Results
@@ -122,6 +123,7 @@ def open(  # noqa: A001 - reads as `chapter.open`
     checked_seed(seed)
     results = Results(results_path())
     store = Store(artifacts, on_use=lambda artifact, built: results.use(artifact, built, name))
+    keep_memory()
     device = _seeded(seed)
     results.begin(name)
     chapter = Chapter(

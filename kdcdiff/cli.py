@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from kdcdiff import __version__
+from kdcdiff.allocator import keep_memory
 from kdcdiff.errors import UserError
 
 COMMANDS = {  # subcommand -> (the room whose add_parser registers it, what it does)
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Wrong input prints one line and gives 2, an interruption 130."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in words if word in COMMANDS), None)
+    keep_memory()
     try:
         args = parser_for(command).parse_args(words)
         return int(args.run(args) or 0)
