@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,10 @@ from kdcdiff import flora
 from kdcdiff.errors import UserError, check
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-SPLITS = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  # a split and the folders it may be called
+SPLITS = {
+    "train": ("train",),
+    "test": ("test", "valid", "validation", "val"),
+}  # a split and the folders it may be called
 MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is refused
 
 
@@ -43,34 +47,54 @@ class ImageSet:
 
     def subset(self, rows: Tensor) -> ImageSet:
         masks = None if self.masks is None else self.masks[rows]
-        return replace(self, images=self.images[rows], labels=self.labels[rows], masks=masks, captions=tuple(self.captions[i] for i in rows.tolist()))
-
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            masks=masks,
+            captions=tuple(self.captions[i] for i in rows.tolist()),
+        )
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """The pictures of these classes; `classes` stays whole, so labels keep their meaning."""
         for name in names:
             check(name in self.classes, "class", name, f"must be one of {', '.join(self.classes)}")
-        return self.subset(torch.isin(self.labels, torch.tensor([self.classes.index(n) for n in names])).nonzero()[:, 0])
+        return self.subset(
+            torch.isin(self.labels, torch.tensor([self.classes.index(n) for n in names])).nonzero()[:, 0]
+        )
 
     def save(self, folder: Path) -> None:
-        tensors = {"images": self.images, "labels": self.labels} | ({} if self.masks is None else {"masks": self.masks})
+        tensors = {"images": self.images, "labels": self.labels} | (
+            {} if self.masks is None else {"masks": self.masks}
+        )
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "pictures.safetensors")
-        (folder / "pictures.json").write_text(json.dumps({"classes": self.classes, "captions": self.captions}, indent=0))
+        (folder / "pictures.json").write_text(
+            json.dumps({"classes": self.classes, "captions": self.captions}, indent=0)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> ImageSet:
         words = json.loads((folder / "pictures.json").read_text())
-        return cls(**load_file(folder / "pictures.safetensors"), captions=tuple(words["captions"]), classes=tuple(words["classes"]))
+        return cls(
+            **load_file(folder / "pictures.safetensors"),
+            captions=tuple(words["captions"]),
+            classes=tuple(words["classes"]),
+        )
 
 
 TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
 
 
-def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True) -> ImageSet:
+def load_flora(
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True
+) -> ImageSet:
     """`per_class` pictures of each class, class after class."""
     offset = {"train": 0, "test": TEST_OFFSET}[split]
     pairs = [(name, offset + i) for name in classes for i in range(per_class)]
-    drawn = [flora.draw(name, i, seed) for name, i in tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)]
+    drawn = [
+        flora.draw(name, i, seed)
+        for name, i in tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)
+    ]
     return ImageSet(
         images=torch.from_numpy(np.stack([p.image for p in drawn])).permute(0, 3, 1, 2).contiguous(),
         labels=torch.arange(len(classes)).repeat_interleave(per_class),
@@ -93,7 +117,9 @@ def _square(path: Path, size: int) -> np.ndarray:
         image = image.convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)))
+        return np.asarray(
+            image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        )
 
 
 def _captions_file(folder: Path) -> dict[str, str]:
@@ -104,7 +130,12 @@ def _captions_file(folder: Path) -> dict[str, str]:
     with open(path, newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     column = next((c for c in ("text", "caption") if rows and c in rows[0]), None)
-    check(bool(rows) and "file_name" in rows[0] and column is not None, "metadata.csv", str(path), "needs the columns file_name and text")
+    check(
+        bool(rows) and "file_name" in rows[0] and column is not None,
+        "metadata.csv",
+        str(path),
+        "needs the columns file_name and text",
+    )
     return {row["file_name"]: row[str(column)] for row in rows}
 
 
@@ -120,17 +151,28 @@ def split_folder(root: Path, split: str) -> Path:
 def folder_classes(root: Path, least: int = 1) -> list[str]:
     """Class names that both splits have, sorted; a class with fewer than `least` training images is refused."""
     counts = {
-        split: {d.name: sum(f.suffix.lower() in IMAGE_SUFFIXES for f in d.iterdir()) for d in sorted(split_folder(root, split).iterdir()) if d.is_dir()}
+        split: {
+            d.name: sum(f.suffix.lower() in IMAGE_SUFFIXES for f in d.iterdir())
+            for d in sorted(split_folder(root, split).iterdir())
+            if d.is_dir()
+        }
         for split in SPLITS
     }
     names = [name for name, n in counts["train"].items() if n and counts["test"].get(name, 0)]
     check(bool(names), "dataset", str(root), "must hold class folders with images in both splits")
     for name in names:
-        check(counts["train"][name] >= least, "class", name, f"needs at least {least} training images, has {counts['train'][name]}")
+        check(
+            counts["train"][name] >= least,
+            "class",
+            name,
+            f"needs at least {least} training images, has {counts['train'][name]}",
+        )
     return names
 
 
-def load_folder(root: Path, split: str, classes: Sequence[str], per_class: int, size: int = 64, progress: bool = True) -> ImageSet:
+def load_folder(
+    root: Path, split: str, classes: Sequence[str], per_class: int, size: int = 64, progress: bool = True
+) -> ImageSet:
     """Up to `per_class` images of each class folder, centre-cropped; unreadable ones are named, counted and skipped.
 
     Raises `UserError` where more than 5 % of the images cannot be read, or a class is left without any.
@@ -153,12 +195,56 @@ def load_folder(root: Path, split: str, classes: Sequence[str], per_class: int, 
     if unreadable:
         share = len(unreadable) / len(files)
         named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        check(share <= MOST_UNREADABLE, "dataset", str(root), f"{len(unreadable)} of {len(files)} images cannot be read ({named}); at most {MOST_UNREADABLE:.0%} may be")
+        check(
+            share <= MOST_UNREADABLE,
+            "dataset",
+            str(root),
+            f"{len(unreadable)} of {len(files)} images cannot be read ({named}); at most {MOST_UNREADABLE:.0%} may be",
+        )
         print(f"skipped {len(unreadable)} of {len(files)} images that cannot be read: {named}")
     counts = Counter(labels)
     for label, name in enumerate(classes):
         check(counts[label] > 0, "class", name, f"has no readable image in {split}")
-    return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), tuple(captions), tuple(classes))
+    return ImageSet(
+        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(labels),
+        tuple(captions),
+        tuple(classes),
+    )
+
+
+# --- Oxford-102 ----------------------------------------------------------------------------------------------
+
+DOWNLOADS = Path.home() / ".cache" / "kdcdiff"
+
+
+def oxford_102(root: Path = DOWNLOADS) -> Path:
+    """Oxford-102 as an image folder below `root`: torchvision downloads and checks it, links sort it into classes.
+
+    `train` has the official train and validation splits (20 images a class), `test` the rest.
+    """
+    from torchvision.datasets import Flowers102
+
+    folder = root / "oxford-102"
+    if folder.is_dir():
+        return folder
+    try:
+        splits = {
+            "train": [Flowers102(root, part, download=True) for part in ("train", "val")],
+            "test": [Flowers102(root, "test")],
+        }
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"dataset='oxford-102': cannot be downloaded to {root} ({error})") from error
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for split, parts in splits.items():
+        for part in parts:
+            for path, label in zip(part._image_files, part._labels, strict=True):
+                link = partial / split / part.classes[label] / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+    partial.rename(folder)
+    return folder
 
 
 # --- sources: where a book's pictures come from ----------------------------------------------------------------
@@ -200,7 +286,9 @@ class Source:
         for split in SPLITS:
             for name in self.classes:
                 for f in sorted((split_folder(self.root, split) / name).iterdir()):
-                    digest.update(f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode())
+                    digest.update(
+                        f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode()
+                    )
             digest.update(repr(sorted(_captions_file(split_folder(self.root, split)).items())).encode())
         return digest.hexdigest()
 
@@ -209,15 +297,20 @@ LEAST_IMAGES = 8  # training images that a class needs
 
 
 def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
-    """The data set `name`: ``flora``, or an image folder with ``train`` and ``test``.
+    """The data set `name`: ``flora``, ``oxford-102``, or an image folder with ``train`` and ``test``.
 
     `classes` takes the first so many of a folder's classes (None: all); three in five of them are base, the rest novel.
     """
     if name == "flora":
         return Source("flora", None, flora.BASE, flora.NOVEL, seed)
-    root = Path(name).expanduser().resolve()
+    root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
     names = folder_classes(root, LEAST_IMAGES)
-    check(classes is None or 4 <= classes <= len(names), "classes", classes, f"must be between 4 and {len(names)} for {name}")
+    check(
+        classes is None or 4 <= classes <= len(names),
+        "classes",
+        classes,
+        f"must be between 4 and {len(names)} for {name}",
+    )
     names = names[:classes]
     split = (3 * len(names) + 4) // 5
     return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed)

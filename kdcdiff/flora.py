@@ -57,15 +57,28 @@ class Canvas:
         self._paint.polygon(pixels, fill=rgb)
         self._stencil.polygon(pixels, fill=255)
 
-    def disc(self, centre: tuple[float, float], radius: float, colour: Colour, shade: float = 1.0, squash: float = 1.0) -> None:
+    def disc(
+        self,
+        centre: tuple[float, float],
+        radius: float,
+        colour: Colour,
+        shade: float = 1.0,
+        squash: float = 1.0,
+    ) -> None:
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        self.polygon(np.stack([np.cos(angles) * radius, np.sin(angles) * radius * squash], 1) + centre, colour, shade)
+        self.polygon(
+            np.stack([np.cos(angles) * radius, np.sin(angles) * radius * squash], 1) + centre, colour, shade
+        )
 
     def stroke(self, points: np.ndarray, width: float, colour: Colour, shade: float = 1.0) -> None:
         """A band of `width` along the open line `points` (N, 2)."""
         along = np.gradient(points, axis=0)
-        across = np.stack([-along[:, 1], along[:, 0]], 1) / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-9)
-        self.polygon(np.concatenate([points + across * width / 2, (points - across * width / 2)[::-1]]), colour, shade)
+        across = np.stack([-along[:, 1], along[:, 0]], 1) / (
+            np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
+        )
+        self.polygon(
+            np.concatenate([points + across * width / 2, (points - across * width / 2)[::-1]]), colour, shade
+        )
 
 
 # --- shapes in the subject's frame ---------------------------------------------------------------------------
@@ -119,18 +132,30 @@ def rosette(c: Canvas, rng: np.random.Generator, colour: Colour, count: int, *, 
             shape = petal(length * scale * rng.uniform(0.94, 1.06), width * scale, tip)
             c.polygon(rotate(shape, angle), colour, rng.uniform(0.78, 1.0) + 0.09 * ring)
             if blotch is not None:
-                c.polygon(rotate(petal(length * 0.55, width * 0.6, tip), angle), blotch, rng.uniform(0.9, 1.1))
+                c.polygon(
+                    rotate(petal(length * 0.55, width * 0.6, tip), angle), blotch, rng.uniform(0.9, 1.1)
+                )
             if spots:
                 c.stroke(rotate(np.array([[0.15, 0.0], [length * 0.85, 0.0]]), angle), 0.035, colour, 0.72)
                 for r in (0.35, 0.5, 0.62):
-                    c.disc(tuple(rotate(np.array([[r, rng.uniform(-0.08, 0.08)]]), angle)[0]), 0.035, (0.45, 0.10, 0.12))
+                    c.disc(
+                        tuple(rotate(np.array([[r, rng.uniform(-0.08, 0.08)]]), angle)[0]),
+                        0.035,
+                        (0.45, 0.10, 0.12),
+                    )
     c.disc((0, 0), heart, heart_colour, 0.85)
     c.disc((0, 0), heart * 0.62, heart_colour, 1.12)
 
 
 def pansy(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> None:
     """Two petals behind, two at the sides, one below, with the dark face."""
-    for angle, size, shade in ((-2.1, 1.0, 0.62), (-1.04, 1.0, 0.68), (3.05, 0.92, 0.92), (0.09, 0.92, 0.96), (1.57, 0.98, 1.05)):
+    for angle, size, shade in (
+        (-2.1, 1.0, 0.62),
+        (-1.04, 1.0, 0.68),
+        (3.05, 0.92, 0.92),
+        (0.09, 0.92, 0.96),
+        (1.57, 0.98, 1.05),
+    ):
         angle += rng.normal(0, 0.05)
         c.polygon(rotate(petal(size, 0.98, 1.2), angle), colour, shade)
         if shade > 0.9:
@@ -145,8 +170,15 @@ def tulip(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> No
     c.polygon(np.array([[-0.2, -0.78], [0.2, -0.78], [0.3, 0.2], [-0.3, 0.2]]), colour, 0.62)
     for side in (-1, 1):
         edge = curve((0, 0.36), (side * 0.78, 0.36), (side * 0.52, -0.3), (side * open_, -0.92))
-        c.polygon(np.concatenate([edge, curve((side * open_, -0.92), (side * 0.1, -0.5), (0, 0.36))]), colour, 0.82)
-    front = np.concatenate([curve((0, 0.38), (0.55, 0.25), (0.32, -0.4), (0, -0.74)), curve((0, -0.74), (-0.32, -0.4), (-0.55, 0.25), (0, 0.38))])
+        c.polygon(
+            np.concatenate([edge, curve((side * open_, -0.92), (side * 0.1, -0.5), (0, 0.36))]), colour, 0.82
+        )
+    front = np.concatenate(
+        [
+            curve((0, 0.38), (0.55, 0.25), (0.32, -0.4), (0, -0.74)),
+            curve((0, -0.74), (-0.32, -0.4), (-0.55, 0.25), (0, 0.38)),
+        ]
+    )
     c.polygon(front, colour, 1.02)
 
 
@@ -161,7 +193,9 @@ def rose(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> Non
             c.disc(centre, radius * 0.62, colour, 0.56 + 0.10 * ring + 0.12 * (k % 2))
     t = np.linspace(0, 3.6 * np.pi, 40)
     c.disc((0, 0), 0.24, colour, 0.9)
-    c.stroke(np.stack([np.cos(t + turn), np.sin(t + turn)], 1) * (0.02 + 0.022 * t[:, None]), 0.05, colour, 0.5)
+    c.stroke(
+        np.stack([np.cos(t + turn), np.sin(t + turn)], 1) * (0.02 + 0.022 * t[:, None]), 0.05, colour, 0.5
+    )
 
 
 def bells(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> None:
@@ -172,9 +206,23 @@ def bells(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> No
     for at in np.linspace(6, 15, count).astype(int):
         hang = line[at] + (rng.uniform(-0.05, 0.05), 0.10)
         size = rng.uniform(0.50, 0.62)
-        cup = np.array([[-0.16, 0], [0.16, 0], [0.34, 0.62], [0.52, 0.92], [0.22, 0.80], [0, 0.98], [-0.22, 0.80], [-0.52, 0.92], [-0.34, 0.62]])
+        cup = np.array(
+            [
+                [-0.16, 0],
+                [0.16, 0],
+                [0.34, 0.62],
+                [0.52, 0.92],
+                [0.22, 0.80],
+                [0, 0.98],
+                [-0.22, 0.80],
+                [-0.52, 0.92],
+                [-0.34, 0.62],
+            ]
+        )
         c.polygon(cup * size + hang, colour, rng.uniform(0.78, 1.05))
-        c.polygon(np.array([[-0.06, 0.05], [0.06, 0.05], [0.08, 0.8], [-0.08, 0.8]]) * size + hang, colour, 0.6)
+        c.polygon(
+            np.array([[-0.06, 0.05], [0.06, 0.05], [0.08, 0.8], [-0.08, 0.8]]) * size + hang, colour, 0.6
+        )
         c.disc(tuple(hang), 0.09 * size * 2, LEAF, 0.8)
 
 
@@ -195,7 +243,11 @@ def lotus(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> No
     c.disc((0, 0.72), 1.1, LEAF, 0.9, squash=0.26)
     for row, spread, length, shade in ((0, 1.35, 1.15, 0.7), (1, 1.05, 1.10, 0.86), (2, 0.62, 0.95, 1.05)):
         for angle in np.linspace(-spread, spread, 7 - 2 * row):
-            c.polygon(rotate(petal(length, 0.36, 0.55), angle - np.pi / 2) + (0, 0.62), colour, shade + rng.uniform(-0.05, 0.05))
+            c.polygon(
+                rotate(petal(length, 0.36, 0.55), angle - np.pi / 2) + (0, 0.62),
+                colour,
+                shade + rng.uniform(-0.05, 0.05),
+            )
 
 
 def foxglove(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> None:
@@ -204,7 +256,10 @@ def foxglove(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) ->
     for i, y in enumerate(np.linspace(-1.0, 0.85, 8)):
         size, side = 0.20 + 0.24 * i / 7, 1 if i % 2 else -1
         for s in (side, -side):
-            bell = np.array([[0, -0.35], [0.9, -0.1], [1.25, 0.55], [0.75, 0.85], [0.25, 0.45]]) * (s * size * 1.15, size * 1.15) + (0, y)
+            bell = np.array([[0, -0.35], [0.9, -0.1], [1.25, 0.55], [0.75, 0.85], [0.25, 0.45]]) * (
+                s * size * 1.15,
+                size * 1.15,
+            ) + (0, y)
             c.polygon(bell, colour, 0.82 if s == side else 1.0)
             c.disc((s * size * 1.05, y + 0.66 * size), size * 0.22, (0.45, 0.08, 0.25))
 
@@ -227,7 +282,9 @@ def _wing(*points: tuple[float, float]) -> np.ndarray:
     out = []
     for i in range(len(p)):
         a, b, d, e = p[i - 1], p[i], p[(i + 1) % len(p)], p[(i + 2) % len(p)]
-        out.append(0.5 * (2 * b + (d - a) * t + (2 * a - 5 * b + 4 * d - e) * t**2 + (3 * b - 3 * d + e - a) * t**3))
+        out.append(
+            0.5 * (2 * b + (d - a) * t + (2 * a - 5 * b + 4 * d - e) * t**2 + (3 * b - 3 * d + e - a) * t**3)
+        )
     return np.concatenate(out)
 
 
@@ -258,20 +315,34 @@ def butterfly(c: Canvas, rng: np.random.Generator, colour: Colour, count: int, *
         for name, outline in (("hind", wings.hind), ("fore", wings.fore)):
             shade = rng.uniform(0.88, 1.0)
             flip = np.array([side * open_, 1.0])
-            c.polygon(outline * flip, border if border is not None else colour, shade if border is None else 1.0)
+            c.polygon(
+                outline * flip, border if border is not None else colour, shade if border is None else 1.0
+            )
             if border is not None:
                 c.polygon(_inward(outline, inset) * flip, colour, shade)
             centre, reach = outline.mean(0), outline[np.argmax(np.linalg.norm(outline, axis=1))]
             if veins:
                 for spread in (-0.45, -0.1, 0.3):
-                    c.stroke(np.array([[0.06, 0.0], rotate(reach[None] * 0.92, spread)[0]]) * flip, 0.045, DARK)
+                    c.stroke(
+                        np.array([[0.06, 0.0], rotate(reach[None] * 0.92, spread)[0]]) * flip, 0.045, DARK
+                    )
             for k in range(stripes):
                 along = 0.30 + 0.26 * k
                 foot, across = reach * along, rotate(reach[None], np.pi / 2)[0] * (0.25 - 0.03 * k)
-                c.stroke(np.stack([foot - across, foot + across]) * flip, 0.085, DARK if border is None else colour, 1.0)
+                c.stroke(
+                    np.stack([foot - across, foot + across]) * flip,
+                    0.085,
+                    DARK if border is None else colour,
+                    1.0,
+                )
             if eyes:
                 at = tuple((centre * 1.18) * flip)
-                for radius, ring in ((0.25, (0.95, 0.85, 0.45)), (0.19, DARK), (0.12, (0.30, 0.45, 0.85)), (0.05, (0.95, 0.95, 0.95))):
+                for radius, ring in (
+                    (0.25, (0.95, 0.85, 0.45)),
+                    (0.19, DARK),
+                    (0.12, (0.30, 0.45, 0.85)),
+                    (0.05, (0.95, 0.95, 0.95)),
+                ):
                     c.disc(at, radius, ring)
             if dots:
                 for k in range(0, len(outline), 4):
@@ -306,7 +377,15 @@ class Species:
     upright: bool = False  # seen from the side: it only leans, it does not turn
 
 
-def _flower(name: str, group: str, colours: str, draw: Draw = rosette, counts: tuple[int, ...] = (0,), upright: bool = False, **traits: Any) -> Species:
+def _flower(
+    name: str,
+    group: str,
+    colours: str,
+    draw: Draw = rosette,
+    counts: tuple[int, ...] = (0,),
+    upright: bool = False,
+    **traits: Any,
+) -> Species:
     return Species(name, "flower", group, draw, tuple(colours.split()), counts, traits, upright)
 
 
@@ -360,8 +439,14 @@ def _scene(rng: np.random.Generator, name: str, size: int) -> Image.Image:
     """A background: a vertical gradient, soft blobs of nearby colour, film grain; (3 size, 3 size) pixels blurred."""
     top, bottom = (np.array(c) * rng.uniform(0.85, 1.15) for c in BACKGROUNDS[name])
     ramp = np.linspace(0, 1, 16)[:, None, None]
-    small = (top * (1 - ramp) + bottom * ramp) * np.ones((1, 16, 1)) + rng.normal(0, 0.03, (16, 16, 1)) + rng.normal(0, 0.008, (16, 16, 3))
-    scene = Image.fromarray((small.clip(0, 1) * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    small = (
+        (top * (1 - ramp) + bottom * ramp) * np.ones((1, 16, 1))
+        + rng.normal(0, 0.03, (16, 16, 1))
+        + rng.normal(0, 0.008, (16, 16, 3))
+    )
+    scene = Image.fromarray((small.clip(0, 1) * 255).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     paint = ImageDraw.Draw(scene, "RGBA")
     for _ in range(rng.integers(2, 6)):  # bokeh
         x, y, r = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0.04, 0.13) * size
@@ -383,7 +468,9 @@ def _caption(rng: np.random.Generator, species: Species, colour: str, background
     parts = ""
     if 0 < count < len(NUMBERS):
         parts = f" with {NUMBERS[count]} {'bells' if species.draw is bells else 'petals'}"
-    caption = str(rng.choice(_CAPTIONS)).format(name=species.name, colour=colour, background=background, parts=parts)
+    caption = str(rng.choice(_CAPTIONS)).format(
+        name=species.name, colour=colour, background=background, parts=parts
+    )
     return caption.replace("a orange", "an orange").replace("a iris", "an iris")
 
 
@@ -408,6 +495,16 @@ def draw(name: str, index: int, seed: int = 0, size: int = 64) -> Picture:
     tint = tuple(np.clip(np.array(COLOURS[colour]) + rng.normal(0, 0.035, 3), 0, 1).tolist())
     species.draw(canvas, rng, tint, count, **species.traits)
     image = np.asarray(canvas.image.reduce(SUPERSAMPLE), np.float32) / 255
-    image = (image * rng.uniform(0.95, 1.05, 3) + rng.normal(0, 0.008, image.shape)).clip(0, 1)  # white balance, grain
+    image = (image * rng.uniform(0.95, 1.05, 3) + rng.normal(0, 0.008, image.shape)).clip(
+        0, 1
+    )  # white balance, grain
     mask = np.asarray(canvas.mask.reduce(SUPERSAMPLE), np.float32) / 255
-    return Picture((image * 255).round().astype(np.uint8), mask, _caption(rng, species, colour, background, count), name, colour, background, count)
+    return Picture(
+        (image * 255).round().astype(np.uint8),
+        mask,
+        _caption(rng, species, colour, background, count),
+        name,
+        colour,
+        background,
+        count,
+    )

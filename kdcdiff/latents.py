@@ -35,9 +35,13 @@ def draw_rows(count: int, size: int, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
     """Scaled latents of `images` (N, 3, H, W) uint8 as mean and standard deviation, each (N, C, H/8, W/8)."""
-    posteriors = [vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
+    posteriors = [
+        vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)
+    ]
     scale = vae.config.scaling_factor
-    return torch.cat([p.mean for p in posteriors]).contiguous() * scale, torch.cat([p.std for p in posteriors]).contiguous() * scale
+    return torch.cat([p.mean for p in posteriors]).contiguous() * scale, torch.cat(
+        [p.std for p in posteriors]
+    ).contiguous() * scale
 
 
 @torch.no_grad()
@@ -51,7 +55,9 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
 @torch.no_grad()
 def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Prompt embeddings (N, tokens, width): the last hidden state, as Stable Diffusion reads it."""
-    return torch.cat([text_encoder(part.to(text_encoder.device))[0] for part in tokenize(tokenizer, captions).split(256)])
+    return torch.cat(
+        [text_encoder(part.to(text_encoder.device))[0] for part in tokenize(tokenizer, captions).split(256)]
+    )
 
 
 @dataclass(frozen=True)
@@ -78,22 +84,39 @@ class LatentSet:
             check(name in self.classes, "class", name, f"must be one of {', '.join(self.classes)}")
         wanted = torch.tensor([self.classes.index(n) for n in names])
         rows = torch.isin(self.labels, wanted).nonzero()[:, 0]
-        return replace(self, mean=self.mean[rows], std=self.std[rows], labels=self.labels[rows], captions=self.captions[rows])
+        return replace(
+            self,
+            mean=self.mean[rows],
+            std=self.std[rows],
+            labels=self.labels[rows],
+            captions=self.captions[rows],
+        )
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of the latents of `rows`, (len(rows), C, h, w)."""
-        return self.mean[rows] + self.std[rows] * torch.randn(len(rows), *self.mean.shape[1:], generator=generator)
+        return self.mean[rows] + self.std[rows] * torch.randn(
+            len(rows), *self.mean.shape[1:], generator=generator
+        )
 
     def save(self, folder: Path) -> None:
-        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "std", "labels", "captions", "prompts")}
+        tensors = {
+            name: getattr(self, name).contiguous()
+            for name in ("mean", "std", "labels", "captions", "prompts")
+        }
         save_file(tensors, folder / "latents.safetensors")
-        (folder / "latents.json").write_text(json.dumps({"classes": self.classes, "texts": self.texts}, indent=1))
+        (folder / "latents.json").write_text(
+            json.dumps({"classes": self.classes, "texts": self.texts}, indent=1)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> LatentSet:
         """Memory-mapped: rows are read from disk when they are used."""
         words = json.loads((folder / "latents.json").read_text())
-        return cls(**load_file(folder / "latents.safetensors"), texts=tuple(words["texts"]), classes=tuple(words["classes"]))
+        return cls(
+            **load_file(folder / "latents.safetensors"),
+            texts=tuple(words["texts"]),
+            classes=tuple(words["classes"]),
+        )
 
 
 def encode_set(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:
@@ -102,7 +125,15 @@ def encode_set(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet
     texts = ("", *sorted(set(images.captions)))
     place = {text: i for i, text in enumerate(texts)}
     captions = torch.tensor([place[c] for c in images.captions])
-    return LatentSet(mean, std, images.labels, captions, embed(pipeline.text_encoder, pipeline.tokenizer, texts), texts, images.classes)
+    return LatentSet(
+        mean,
+        std,
+        images.labels,
+        captions,
+        embed(pipeline.text_encoder, pipeline.tokenizer, texts),
+        texts,
+        images.classes,
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +146,12 @@ class Noised:
     prompt: Tensor
 
     def to(self, device: torch.device) -> Noised:
-        return Noised(*(getattr(self, name).to(device, non_blocking=True) for name in ("noisy", "target", "timestep", "prompt")))
+        return Noised(
+            *(
+                getattr(self, name).to(device, non_blocking=True)
+                for name in ("noisy", "target", "timestep", "prompt")
+            )
+        )
 
     def __len__(self) -> int:
         return len(self.noisy)
@@ -126,12 +162,20 @@ def noised(clean: Tensor, prompt: Tensor, scheduler: object, generator: torch.Ge
     noise = torch.randn(clean.shape, generator=generator)
     timestep = draw_rows(len(clean), scheduler.config.num_train_timesteps, generator)  # type: ignore[attr-defined]
     noisy = scheduler.add_noise(clean, noise, timestep)  # type: ignore[attr-defined]
-    targets = {"epsilon": lambda: noise, "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep), "sample": lambda: clean}  # type: ignore[attr-defined]
+    targets = {
+        "epsilon": lambda: noise,
+        "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep),
+        "sample": lambda: clean,
+    }  # type: ignore[attr-defined]
     target = targets[scheduler.config.prediction_type]()  # type: ignore[attr-defined]
     return Noised(noisy.contiguous(memory_format=torch.channels_last), target, timestep, prompt)
 
 
-def noised_batch(latents: LatentSet, rows: Tensor, scheduler: object, generator: torch.Generator, dropout: float = 0.1) -> Noised:
+def noised_batch(
+    latents: LatentSet, rows: Tensor, scheduler: object, generator: torch.Generator, dropout: float = 0.1
+) -> Noised:
     """A training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
     keep = torch.rand(len(rows), generator=generator) >= dropout
-    return noised(latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep], scheduler, generator)
+    return noised(
+        latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep], scheduler, generator
+    )

@@ -1,12 +1,13 @@
 """`kdcdiff pretrain`: the recipe that made the small stack. Hours on two cores, minutes on a GPU.
 
-Five trainings with the loop of `kdcdiff.training`, each resumable:
+Six trainings with the loop of `kdcdiff.training`, each resumable:
 
 1. text        a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
-2. autoencoder on the base classes, under flips and exposure
-3. unet        the denoiser on the cached latents of the base classes
-4. classifier  the in-domain judge, on real images of all classes
-5. clip        the in-domain scorer, a second CLIP on all classes
+2. eye         a classifier of the base classes; its feature maps are the autoencoder's perceptual loss, as LPIPS is SD's
+3. autoencoder on the base classes, under flips and exposure
+4. unet        the denoiser on the cached latents of the base classes
+5. classifier  the in-domain judge, on real images of all classes
+6. clip        the in-domain scorer, a second CLIP on all classes
 
 No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.
 """
@@ -19,6 +20,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,23 +44,33 @@ class Recipe:
     extractor_images_per_class: int = 600  # drawn for each of all classes
     clip_steps: int = 600
     clip_batch: int = 128
-    autoencoder_steps: int = 5500
+    eye_steps: int = 400
+    autoencoder_steps: int = 9000
     autoencoder_batch: int = 16
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-5
-    unet_steps: int = 20000
-    unet_batch: int = 48
+    perceptual_weight: float = 0.5
+    unet_steps: int = 16000
+    unet_batch: int = 32
     unet_lr: float = 1e-3
     caption_dropout: float = 0.1
     ema: float = 0.999
-    classifier_steps: int = 800
+    classifier_steps: int = 600
     classifier_batch: int = 64
 
 
 # --- CLIP ----------------------------------------------------------------------------------------------------
 
 
-def train_clip(images: ImageSet, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, folder: Path | None, describe: str) -> CLIPModel:
+def train_clip(
+    images: ImageSet,
+    tokenizer: CLIPTokenizer,
+    steps: int,
+    batch: int,
+    seed: int,
+    folder: Path | None,
+    describe: str,
+) -> CLIPModel:
     """Contrastive training; pictures of one caption are positives of each other."""
     model = stack.new_clip(tokenizer, seed)
     unique = sorted(set(images.captions))
@@ -69,7 +81,9 @@ def train_clip(images: ImageSet, tokenizer: CLIPTokenizer, steps: int, batch: in
         rows = draw_rows(batch, len(images), generator)
         return {"pixels": to_signed(images.images[rows]), "captions": caption_ids[rows]}
 
-    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(input_ids=tokens.to(data["pixels"].device)[data["captions"]], pixel_values=data["pixels"])
         same = (data["captions"][:, None] == data["captions"][None, :]).float()
         target = same / same.sum(1, keepdim=True)
@@ -77,7 +91,18 @@ def train_clip(images: ImageSet, tokenizer: CLIPTokenizer, steps: int, batch: in
         value = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         return value, {}
 
-    fit(model, loss, batch_of, steps=steps, lr=1e-3, seed=seed, warmup=100, folder=folder, checkpoint_every=200, describe=describe)
+    fit(
+        model,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=1e-3,
+        seed=seed,
+        warmup=100,
+        folder=folder,
+        checkpoint_every=200,
+        describe=describe,
+    )
     return model
 
 
@@ -94,6 +119,16 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * sharp
 
 
+def perceptual_distance(eye: stack.Classifier, output: Tensor, target: Tensor) -> Tensor:
+    """LPIPS's form (Zhang et al. 2018): squared distance of unit-length features, summed over stages. Signed images in."""
+    with torch.no_grad():
+        wanted = eye.maps((target + 1) / 2)
+    pairs = zip(eye.maps((output + 1) / 2), wanted, strict=True)
+    return torch.stack(
+        [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
+    ).sum()
+
+
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Flips, and exposure on a third of the batch: (N, 3, H, W) in [-1, 1]."""
     flip = torch.rand(len(pixels), generator=generator) < 0.5
@@ -103,7 +138,8 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return ((pixels + 1) * exposure - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def train_autoencoder(vae: AutoencoderKL, images: Tensor, *, steps: int, batch: int, lr: float, kl_weight: float, seed: int, folder: Path | None, describe: str = "autoencoder") -> None:
+def train_autoencoder(vae: AutoencoderKL, images: Tensor, eye: stack.Classifier, *, steps: int, batch: int, lr: float, seed: int, folder: Path | None,
+                      kl_weight: float = Recipe.kl_weight, perceptual_weight: float = Recipe.perceptual_weight, describe: str = "autoencoder") -> None:  # fmt: skip
     """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
     vae.to(memory_format=torch.channels_last)
 
@@ -122,17 +158,42 @@ def train_autoencoder(vae: AutoencoderKL, images: Tensor, *, steps: int, batch: 
     def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = vary(to_signed(images[draw_rows(batch, len(images), generator)]), generator)
         side = pixels.shape[-1] // 8
-        return {"pixels": pixels, "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator)}
+        return {
+            "pixels": pixels,
+            "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator),
+        }
 
-    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         output, kl = model(data["pixels"], data["noise"])
         reconstruction = reconstruction_loss(output, data["pixels"])
-        return reconstruction + kl_weight * kl, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        perceptual = perceptual_distance(eye.to(output.device), output, data["pixels"])
+        terms = {
+            "reconstruction": reconstruction.detach(),
+            "perceptual": perceptual.detach(),
+            "kl": kl.detach(),
+        }
+        return reconstruction + perceptual_weight * perceptual + kl_weight * kl, terms
 
-    fit(Reconstruct(), loss, batch_of, steps=steps, lr=lr, seed=seed, warmup=100, folder=folder, checkpoint_every=200, describe=describe, weight_decay=0.0)
+    fit(
+        Reconstruct(),
+        loss,
+        batch_of,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        warmup=100,
+        folder=folder,
+        checkpoint_every=200,
+        describe=describe,
+        weight_decay=0.0,
+    )
     with torch.no_grad():
         sample = images[:: max(1, len(images) // 512)]
-        deviation = torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]).std()
+        deviation = torch.cat(
+            [vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]
+        ).std()
     vae.register_to_config(scaling_factor=round(1 / deviation.item(), 4))
 
 
@@ -145,19 +206,41 @@ def train_unet(pipeline: StableDiffusionPipeline, latents: LatentSet, *, steps: 
     unet = pipeline.unet.to(memory_format=torch.channels_last)
 
     def batch_of(step: int, generator: torch.Generator) -> Noised:
-        return noised_batch(latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout)
+        return noised_batch(
+            latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout
+        )
 
     def loss(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
+        return F.mse_loss(
+            model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target
+        ), {}
 
-    fit(unet, loss, batch_of, steps=steps, lr=lr, seed=seed, warmup=min(300, steps // 10), ema=ema, folder=folder, checkpoint_every=250, describe=describe)
+    fit(
+        unet,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        warmup=min(300, steps // 10),
+        ema=ema,
+        folder=folder,
+        checkpoint_every=250,
+        describe=describe,
+    )
 
 
 # --- classifier ----------------------------------------------------------------------------------------------
 
 
-def train_classifier(images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier") -> stack.Classifier:
-    """Cross-entropy on real images under flips, shifts and exposure; it never sees a generated or decoded one."""
+def train_classifier(
+    images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier"
+) -> stack.Classifier:
+    """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
+
+    Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
+    finest line: a judge of generated pictures must not mistake softness for another class.
+    """
     torch.manual_seed(seed)
     model = stack.Classifier(images.classes).to(memory_format=torch.channels_last)
 
@@ -169,24 +252,75 @@ def train_classifier(images: ImageSet, steps: int, batch: int, seed: int, folder
         dx, dy = (torch.randint(-5, 6, (2,), generator=generator)).tolist()
         pixels = F.pad(pixels, (5, 5, 5, 5), mode="replicate")[:, :, 5 + dy : 69 + dy, 5 + dx : 69 + dx]
         pixels = pixels * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
-        return {"pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last), "labels": images.labels[rows]}
+        side = int(torch.randint(pixels.shape[-1] // 4, pixels.shape[-1] * 3 // 4, (1,), generator=generator))
+        soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
+        pixels[::2] = F.interpolate(soft, pixels.shape[-2:], mode="bicubic")
+        return {
+            "pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last),
+            "labels": images.labels[rows],
+        }
 
-    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         return F.cross_entropy(model(data["pixels"]), data["labels"], label_smoothing=0.05), {}
 
-    fit(model, loss, batch_of, steps=steps, lr=2e-3, seed=seed, warmup=100, weight_decay=0.05, folder=folder, checkpoint_every=250, describe=describe)
+    fit(
+        model,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=2e-3,
+        seed=seed,
+        warmup=100,
+        weight_decay=0.05,
+        folder=folder,
+        checkpoint_every=250,
+        describe=describe,
+    )
     return model.requires_grad_(False)
 
 
 # --- a teacher for other pictures ----------------------------------------------------------------------------
 
 
-def fine_tune(pipeline: StableDiffusionPipeline, images: ImageSet, *, autoencoder_steps: int, unet_steps: int, batch: int, seed: int, folder: Path) -> None:
+def fine_tune(
+    pipeline: StableDiffusionPipeline,
+    images: ImageSet,
+    *,
+    eye_steps: int,
+    autoencoder_steps: int,
+    unet_steps: int,
+    batch: int,
+    seed: int,
+    folder: Path,
+) -> None:
     """Fit the pipeline to other pictures, in place: first its autoencoder, then its U-Net on the new latents."""
     if autoencoder_steps:
-        train_autoencoder(pipeline.vae, images.images, steps=autoencoder_steps, batch=16, lr=1e-3, kl_weight=Recipe.kl_weight, seed=seed, folder=folder / "autoencoder")
+        eye = train_classifier(images, eye_steps, 64, seed, folder / "eye", "eye")
+        train_autoencoder(
+            pipeline.vae,
+            images.images,
+            eye,
+            steps=autoencoder_steps,
+            batch=16,
+            lr=1e-3,
+            seed=seed,
+            folder=folder / "autoencoder",
+        )
     latents = encode_set(pipeline, images)
-    train_unet(pipeline, latents, steps=unet_steps, batch=batch, lr=5e-4, dropout=0.1, ema=0.99, seed=seed, folder=folder / "unet", describe="teacher")
+    train_unet(
+        pipeline,
+        latents,
+        steps=unet_steps,
+        batch=batch,
+        lr=5e-4,
+        dropout=0.1,
+        ema=0.99,
+        seed=seed,
+        folder=folder / "unet",
+        describe="teacher",
+    )
 
 
 # --- the command ---------------------------------------------------------------------------------------------
@@ -199,17 +333,45 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     started = time.perf_counter()
 
     tokenizer = stack.train_tokenizer(base.captions)
-    text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
+    text = train_clip(
+        base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text"
+    )
+    eye = train_classifier(base, recipe.eye_steps, recipe.classifier_batch, recipe.seed, work / "eye", "eye")
     vae = stack.new_autoencoder(recipe.seed)
-    train_autoencoder(vae, base.images, steps=recipe.autoencoder_steps, batch=recipe.autoencoder_batch, lr=recipe.autoencoder_lr,
-                      kl_weight=recipe.kl_weight, seed=recipe.seed, folder=work / "autoencoder")  # fmt: skip
+    train_autoencoder(vae, base.images, eye, steps=recipe.autoencoder_steps, batch=recipe.autoencoder_batch, lr=recipe.autoencoder_lr, seed=recipe.seed,
+                      folder=work / "autoencoder", kl_weight=recipe.kl_weight, perceptual_weight=recipe.perceptual_weight)  # fmt: skip
     pipeline = stack.assemble(vae, stack.new_unet(recipe.seed), stack.text_encoder_of(text), tokenizer)
     train_unet(pipeline, encode_set(pipeline, base), steps=recipe.unet_steps, batch=recipe.unet_batch, lr=recipe.unet_lr,
                dropout=recipe.caption_dropout, ema=recipe.ema, seed=recipe.seed, folder=work / "unet")  # fmt: skip
-    classifier = train_classifier(everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier")
+    classifier = train_classifier(
+        everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier"
+    )
     scorer_tokenizer = stack.train_tokenizer(everything.captions)
-    scorer = train_clip(everything, scorer_tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed + 1, work / "clip", "clip")
+    scorer = train_clip(
+        everything,
+        scorer_tokenizer,
+        recipe.clip_steps,
+        recipe.clip_batch,
+        recipe.seed + 1,
+        work / "clip",
+        "clip",
+    )
 
+    seconds = round(time.perf_counter() - started)
+    publish(
+        pipeline,
+        classifier,
+        scorer,
+        scorer_tokenizer,
+        work,
+        out,
+        {"recipe": asdict(recipe), "seconds_of_last_run": seconds},
+    )
+
+
+def publish(pipeline: StableDiffusionPipeline, classifier: stack.Classifier, scorer: CLIPModel, scorer_tokenizer: CLIPTokenizer, work: Path, out: Path,
+            words: dict[str, Any]) -> None:  # fmt: skip
+    """Write `out`, in fp16 and whole or not at all: the weights, the logs of `work`, provenance with `words`, checksums."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
@@ -217,23 +379,43 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     scorer.half().save_pretrained(partial / "clip", safe_serialization=True)
     scorer_tokenizer.save_pretrained(partial / "clip")
     (partial / "log").mkdir()
-    for name in ("text", "autoencoder", "unet", "classifier", "clip"):
-        shutil.copy(work / name / "log.jsonl", partial / "log" / f"{name}.jsonl")
-    provenance_ = {"command": "kdcdiff pretrain", "recipe": asdict(recipe), "seconds_of_last_run": round(time.perf_counter() - started), **provenance()}
-    (partial / "provenance.json").write_text(json.dumps(provenance_, indent=1))
+    for log in sorted(work.glob("*/log.jsonl")):
+        shutil.copy(log, partial / "log" / f"{log.parent.name}.jsonl")
+    (partial / "provenance.json").write_text(
+        json.dumps({"command": "kdcdiff pretrain", **words, **provenance()}, indent=1)
+    )
     files = sorted(f for f in partial.rglob("*") if f.is_file())
-    (partial / "checksums.json").write_text(json.dumps({f.relative_to(partial).as_posix(): stack.sha256(f) for f in files}, indent=1))
+    (partial / "checksums.json").write_text(
+        json.dumps({f.relative_to(partial).as_posix(): stack.sha256(f) for f in files}, indent=1)
+    )
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """`kdcdiff pretrain`: train the small stack again, from nothing."""
-    parser = subparsers.add_parser("pretrain", help="train the shipped small stack and its extractors from nothing (hours on two cores)")
-    parser.add_argument("--out", type=Path, default=Path("artifacts/assets"), help="folder of the result (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("artifacts/pretrain"), help="checkpoints and logs; the same command goes on from them")
+    parser = subparsers.add_parser(
+        "pretrain", help="train the shipped small stack and its extractors from nothing (hours on two cores)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("artifacts/assets"),
+        help="folder of the result (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("artifacts/pretrain"),
+        help="checkpoints and logs; the same command goes on from them",
+    )
     for field in fields(Recipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help="(default: %(default)s)")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help="(default: %(default)s)",
+        )
     parser.set_defaults(run=_run)
 
 

@@ -66,7 +66,9 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
     words = sorted({word for caption in captions for word in caption.lower().split()})
     tokenizer.train_from_iterator(words, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]["merges"]
@@ -78,18 +80,35 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     """Token ids, (N, model_max_length), padded and cut as Stable Diffusion does."""
-    tokens = tokenizer(list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
     return tokens.input_ids
 
 
 def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    return TEXT | {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    return TEXT | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
 
 
 def new_clip(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
     """An untrained small CLIP for 64x64 images."""
     torch.manual_seed(seed)
-    return CLIPModel(CLIPConfig(text_config=CLIPTextConfig(**_text_config(tokenizer)).to_dict(), vision_config=CLIPVisionConfig(**VISION).to_dict(), projection_dim=64))
+    return CLIPModel(
+        CLIPConfig(
+            text_config=CLIPTextConfig(**_text_config(tokenizer)).to_dict(),
+            vision_config=CLIPVisionConfig(**VISION).to_dict(),
+            projection_dim=64,
+        )
+    )
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
@@ -122,7 +141,9 @@ def new_unet(seed: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(**UNET)
 
 
-def assemble(vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+def assemble(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(
         vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -149,6 +170,15 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(128, len(self.classes))
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The feature map of each of the four stages, (N, C, H, W), before its pooling."""
+        x, found = (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1, []
+        for layer in self.body:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+            x = layer(x)
+        return found
+
     def features(self, images: Tensor) -> Tensor:
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         return self.body(pixels * 2 - 1).amax((2, 3))
@@ -167,9 +197,19 @@ def sha256(path: Path) -> str:
 @cache
 def _checked(folder: Path) -> Path:
     """`folder` once every file matches ``checksums.json``."""
-    check((folder / "checksums.json").is_file(), "assets", str(folder), "has no checksums.json; reinstall the package or run `kdcdiff pretrain`")
+    check(
+        (folder / "checksums.json").is_file(),
+        "assets",
+        str(folder),
+        "has no checksums.json; reinstall the package or run `kdcdiff pretrain`",
+    )
     for name, digest in json.loads((folder / "checksums.json").read_text()).items():
-        check(sha256(folder / name) == digest, "assets", name, "does not match its checksum; reinstall the package or run `kdcdiff pretrain`")
+        check(
+            sha256(folder / name) == digest,
+            "assets",
+            name,
+            "does not match its checksum; reinstall the package or run `kdcdiff pretrain`",
+        )
     return folder
 
 
@@ -187,7 +227,9 @@ def load(name: str | Path = "flora") -> StableDiffusionPipeline:
         if "/" not in str(name) and not Path(name).exists():
             raise UserError(f"pipeline={str(name)!r}: must be flora, a pipeline folder or a hub id")
     dtype = torch.float32 if str(name) == "flora" else "auto"
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, use_safetensors=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, use_safetensors=True
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -197,7 +239,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"classes": classifier.classes}, indent=1))
-    save_file({k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
 def classifier(folder: Path | None = None) -> Classifier:

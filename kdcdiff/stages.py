@@ -44,7 +44,12 @@ def _pictures(chapter: Chapter, split: str) -> Artifact:
     def make(work: Path) -> None:
         where.load(split, where.classes, count).save(work)
 
-    return chapter.store.get("pictures", make, params={"split": split, "count": count, "classes": where.classes}, outside={"source": where.checksum()})
+    return chapter.store.get(
+        "pictures",
+        make,
+        params={"split": split, "count": count, "classes": where.classes},
+        outside={"source": where.checksum()},
+    )
 
 
 def pictures(chapter: Chapter, split: str) -> ImageSet:
@@ -77,9 +82,15 @@ def judge(chapter: Chapter) -> stack.Classifier:
     pictures_, steps = _pictures(chapter, "train"), chapter.profile.classifier_steps
 
     def make(work: Path) -> None:
-        stack.save_classifier(pretrain.train_classifier(ImageSet.load(pictures_.path), steps, 64, chapter.seed, work), work)
+        stack.save_classifier(
+            pretrain.train_classifier(ImageSet.load(pictures_.path), steps, 64, chapter.seed, work), work
+        )
 
-    return stack.classifier(chapter.store.get("judge", make, params={"steps": steps, "seed": chapter.seed}, inputs={"pictures": pictures_}).path)
+    return stack.classifier(
+        chapter.store.get(
+            "judge", make, params={"steps": steps, "seed": chapter.seed}, inputs={"pictures": pictures_}
+        ).path
+    )
 
 
 def _teacher(chapter: Chapter) -> Artifact | None:
@@ -88,15 +99,24 @@ def _teacher(chapter: Chapter) -> Artifact | None:
     if where.root is None:
         return None
     pictures_ = _pictures(chapter, "train")
-    params = {"autoencoder_steps": profile.autoencoder_steps, "steps": profile.teacher_steps, "batch": profile.distill_batch, "seed": chapter.seed, "teacher": profile.teacher}
+    params = {
+        "eye_steps": profile.classifier_steps // 2,
+        "autoencoder_steps": profile.autoencoder_steps,
+        "steps": profile.teacher_steps,
+        "batch": profile.distill_batch,
+        "seed": chapter.seed,
+        "teacher": profile.teacher,
+    }
 
     def make(work: Path) -> None:
         pipeline, images = stack.load(profile.teacher), ImageSet.load(pictures_.path)
-        pretrain.fine_tune(pipeline, images.of_classes(where.base), autoencoder_steps=profile.autoencoder_steps, unet_steps=profile.teacher_steps,
+        pretrain.fine_tune(pipeline, images.of_classes(where.base), eye_steps=profile.classifier_steps // 2, autoencoder_steps=profile.autoencoder_steps, unet_steps=profile.teacher_steps,
                            batch=profile.distill_batch, seed=chapter.seed, folder=work / "checkpoint")  # fmt: skip
         pipeline.save_pretrained(work / "pipeline", safe_serialization=True)
 
-    return chapter.store.get("teacher", make, params=params, inputs={"pictures": pictures_}, outside={"assets": stack.assets_key()})
+    return chapter.store.get(
+        "teacher", make, params=params, inputs={"pictures": pictures_}, outside={"assets": stack.assets_key()}
+    )
 
 
 def teacher(chapter: Chapter) -> StableDiffusionPipeline:
@@ -153,11 +173,24 @@ def prompts(classes: Sequence[str], count: int) -> list[str]:
     return [data.caption_of(name) for name in classes for _ in range(count)]
 
 
-def generate(chapter: Chapter, pipeline: StableDiffusionPipeline, classes: Sequence[str], count: int, *, seed: int | None = None) -> ImageSet:
+def generate(
+    chapter: Chapter,
+    pipeline: StableDiffusionPipeline,
+    classes: Sequence[str],
+    count: int,
+    *,
+    seed: int | None = None,
+) -> ImageSet:
     """`count` pictures of each class from `pipeline`; labels count in the source's classes."""
     profile, known = chapter.profile, source(chapter).classes
     texts = prompts(classes, count)
-    images = sampling.generate(pipeline, texts, seed=chapter.seed if seed is None else seed, steps=profile.sampler_steps, guidance=profile.guidance)
+    images = sampling.generate(
+        pipeline,
+        texts,
+        seed=chapter.seed if seed is None else seed,
+        steps=profile.sampler_steps,
+        guidance=profile.guidance,
+    )
     labels = torch.tensor([known.index(name) for name in classes]).repeat_interleave(count)
     return ImageSet(images, labels, tuple(texts), known)
 
@@ -166,13 +199,28 @@ def generated(chapter: Chapter, who: str) -> ImageSet:
     """Pictures of the base classes by the ``teacher``, or by the student of the variant `who`; kept in the store."""
     profile, where = chapter.profile, source(chapter)
     made = _teacher(chapter) if who == "teacher" else _student(chapter, who, objective_of(chapter))
-    params = {"who": who, "count": profile.generated_images, "steps": profile.sampler_steps, "guidance": profile.guidance, "seed": chapter.seed, "classes": where.base}
+    params = {
+        "who": who,
+        "count": profile.generated_images,
+        "steps": profile.sampler_steps,
+        "guidance": profile.guidance,
+        "seed": chapter.seed,
+        "classes": where.base,
+    }
 
     def make(work: Path) -> None:
         pipeline = teacher(chapter) if who == "teacher" else student(chapter, who)
         generate(chapter, pipeline, where.base, profile.generated_images).save(work)
 
-    return ImageSet.load(chapter.store.get("generated", make, params=params, inputs={"model": made} if made else {}, outside={"assets": stack.assets_key()}).path)
+    return ImageSet.load(
+        chapter.store.get(
+            "generated",
+            make,
+            params=params,
+            inputs={"model": made} if made else {},
+            outside={"assets": stack.assets_key()},
+        ).path
+    )
 
 
 def accuracy(chapter: Chapter, images: ImageSet) -> Estimate:
@@ -239,4 +287,10 @@ def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
     inputs = {"student": student_, "latents": latents_}
     made = chapter.store.get("class-by-class", make, params=params, inputs=inputs)
     tensors, words = load_file(made / "run.safetensors"), json.loads((made / "run.json").read_text())
-    return ClassByClass(tuple(words["order"]), tensors["matrix"].numpy(), tensors["images"], words["retention"], words["memory"])
+    return ClassByClass(
+        tuple(words["order"]),
+        tensors["matrix"].numpy(),
+        tensors["images"],
+        words["retention"],
+        words["memory"],
+    )
