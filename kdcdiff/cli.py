@@ -18,9 +18,9 @@ COMMANDS = {  # subcommand -> (the room whose add_parser registers it, what it d
     "build": ("kdcdiff.render", "render the executed chapters to _build/html"),
     "claims": ("kdcdiff.claims.command", "the papers' claims and their verdicts"),
     "complexity": ("kdcdiff.complexity", "parameters, MACs, latency and memory of a U-Net"),
-    "shrink": ("kdcdiff.surgery", "cut a teacher down to a student"),
+    "shrink": ("kdcdiff.students", "cut a teacher down to a student"),
     "distill": ("kdcdiff.distill", "train a student with the total loss"),
-    "evaluate": ("kdcdiff.metrics", "measure a pipeline's pictures against real ones"),
+    "evaluate": ("kdcdiff.evaluation", "measure a pipeline's pictures against real ones"),
     "pretrain": ("kdcdiff.pretrain", "train the small pipeline that the project ships"),
 }
 

@@ -118,30 +118,3 @@ def per_class(
 
 
 # --- command line ------------------------------------------------------------------------------------------
-
-
-def add_parser(subparsers: Any) -> None:
-    """Registers ``kdcdiff evaluate``; the room that does it is imported when it runs."""
-    parser = subparsers.add_parser(
-        "evaluate", help="a folder of generated images against a folder of real ones"
-    )
-    parser.add_argument(
-        "generated", help="folder of generated images; prompts and classes from its metadata.csv"
-    )
-    parser.add_argument("real", help="folder of real images of the same size")
-    parser.add_argument(
-        "--extractor",
-        default="flora",
-        help="flora (in-domain, 64x64), inception or dino-vit-s-16 (default: flora)",
-    )
-    parser.add_argument("--weights", help="folder of a published extractor's safetensors and checksums.json")
-    parser.add_argument("--batch-size", type=int, default=256, help="images at a time (default: 256)")
-    parser.add_argument("--device", help="cpu or cuda (default: the GPU where there is one)")
-    parser.add_argument("--json", help="also write the figures to this file")
-
-    def run(arguments: Any) -> int:
-        from kdcdiff import evaluation
-
-        return evaluation.run(arguments)
-
-    parser.set_defaults(run=run)

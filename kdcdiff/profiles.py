@@ -48,6 +48,9 @@ class Profile:
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
     classifier_steps: int = _size(800, 1)  # training of an image folder's own judge
 
+    # surgery
+    latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
+
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
     variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
     distill_steps: int = _size(900, 1)
@@ -85,6 +88,7 @@ PROFILES = {
         autoencoder_steps=4,
         teacher_steps=4,
         classifier_steps=8,
+        latency_side=8,
         distill_steps=4,
         distill_batch=4,
         continual_classes=2,

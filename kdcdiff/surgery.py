@@ -276,10 +276,3 @@ def _defaults() -> dict[str, Any]:
 
 
 _DEFAULTS = _defaults()
-
-
-def add_parser(subparsers: Any) -> None:
-    """Register ``kdcdiff shrink``; what it writes is `kdcdiff.students`' business."""
-    from kdcdiff import students  # a room to the right: looked up only when the command is asked for
-
-    students.add_parser(subparsers)

@@ -64,7 +64,7 @@ def test_a_folder_reads_back_in_order_whatever_the_batch(folders):
 
 def command(folders, **own):
     parser = argparse.ArgumentParser()
-    metrics.add_parser(parser.add_subparsers())
+    evaluation.add_parser(parser.add_subparsers())
     words = ["evaluate", *map(str, folders)]
     for name, value in own.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -1,0 +1,88 @@
+"""The road's stages at smoke: made once, keyed by what they depend on, on flora and on a folder of pictures."""
+
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from kdcdiff import chapter, flora, stages
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
+    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
+    built: Counter[str] = Counter()
+
+    def make(dataset: str = "flora", **own):
+        book = chapter.open(
+            "test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own
+        )
+        heard = book.store.on_use
+        book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
+        return book
+
+    make.built = built
+    return make
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five classes of pictures in folders, as a reader's own would be."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count, first in (("train", 9, 0), ("test", 3, 100)):
+        for name in flora.BASE[:5]:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(flora.draw(name, first + i, size=96).image).save(
+                    root / split / name / f"{i}.png"
+                )
+    return root
+
+
+def test_a_student_is_made_once_and_again_only_for_other_weights_of_the_loss(opened):
+    book = opened(distill_steps=2, generated_images=2, sampler_steps=2)
+    one = stages.student(book, "kdc-described").unet
+    two = stages.student(opened(distill_steps=2, generated_images=4, sampler_steps=3), "kdc-described").unet
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert opened.built["student"] == 1 and opened.built["latents"] == 1
+    other = stages.student(opened(distill_steps=2, alpha=0.1), "kdc-described").unet
+    assert opened.built["student"] == 2 and opened.built["latents"] == 1
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    log = stages.student_log(book, "kdc-described")
+    assert log[-1]["step"] == 2 and {"soft", "hard", "feature", "mse"} <= log[-1].keys()
+
+
+def test_generated_pictures_carry_what_they_were_asked_to_be(opened):
+    book = opened(generated_images=2, sampler_steps=2)
+    pictures = stages.generated(book, "teacher")
+    assert pictures.images.shape == (2 * len(flora.BASE), 3, 64, 64)
+    assert [pictures.classes[k] for k in pictures.labels[::2].tolist()] == list(flora.BASE)
+    assert all(name in text for name, text in zip(flora.BASE, pictures.captions[::2], strict=True))
+    assert (
+        torch.equal(stages.generated(book, "teacher").images, pictures.images)
+        and opened.built["generated"] == 1
+    )
+
+
+def test_a_folder_of_pictures_gets_a_teacher_and_a_judge_of_its_own(opened, folder):
+    book = opened(str(folder), autoencoder_steps=2, teacher_steps=2, classifier_steps=4, distill_steps=2)
+    where = stages.source(book)
+    assert (len(where.base), len(where.novel)) == (3, 2)
+    assert stages.judge(book).classes == where.classes
+    own, shipped = stages.teacher(book), stages.teacher(opened())
+    assert not torch.equal(own.unet.conv_in.weight, shipped.unet.conv_in.weight)
+    assert not torch.equal(own.vae.decoder.conv_in.weight, shipped.vae.decoder.conv_in.weight)
+    assert set(stages.latents(book).labels.tolist()) == {0, 1, 2, 3, 4}
+    student = stages.student(book, "kdc-described")
+    assert torch.equal(student.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
+    assert opened.built["teacher"] == 1 and opened.built["judge"] == 1
+
+
+def test_the_autoencoder_stage_gives_back_as_many_pictures(opened):
+    book = opened()
+    test = stages.pictures(book, "test")
+    back = stages.reconstructed(book, test)
+    assert back.images.shape == test.images.shape and torch.equal(back.labels, test.labels)
+    assert 0 <= stages.accuracy(book, back).value <= 1
