@@ -50,7 +50,7 @@ class Recipe:
     autoencoder_lr: float = 2e-3
     kl_weight: float = 1e-5
     perceptual_weight: float = 0.5
-    unet_steps: int = 16000
+    unet_steps: int = 6000
     unet_batch: int = 32
     unet_lr: float = 1e-3
     caption_dropout: float = 0.1
