@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcdiff.errors import check
-from kdcdiff.latents import LatentSet, Noised, draw_rows, noised_batch
+from kdcdiff.latents import LatentSet, Noised, draw_rows, noised
 from kdcdiff.replay import LatentReplayBuffer
 from kdcdiff.training import fit
 
@@ -133,3 +133,15 @@ def forgetting(R: np.ndarray) -> float:
     """The mean over j < T of max over i < T of R[i, j], minus R[T, j] (Chaudhry et al. 2018)."""
     last = len(R) - 1
     return float(np.mean([np.max(R[j:last, j]) - R[last, j] for j in range(last)]))
+
+
+def interval(R: np.ndarray, shots: int, measure: Callable[[np.ndarray], float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """A 95 % interval of `measure(R)`, whose entries are shares of `shots` pictures each.
+
+    Each entry is drawn from its posterior under Jeffreys' prior, Beta(hits + 1/2, misses + 1/2). It covers which
+    pictures were drawn from a trained model, not which model another seed would have given.
+    """
+    rng, hits = np.random.default_rng(seed), np.nan_to_num(R) * shots
+    values = [measure(rng.beta(hits + 0.5, shots - hits + 0.5)) for _ in range(draws)]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

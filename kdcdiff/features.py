@@ -27,6 +27,8 @@ def stage_ends(unet: UNet2DConditionModel) -> dict[str, tuple[nn.Module, int]]:
     blocks |= {f"up.{depth - 1 - i}": (block, widths[depth - 1 - i]) for i, block in enumerate(unet.up_blocks)}
     ends = {}
     for role, (block, width) in blocks.items():
+        if not len(block.resnets):
+            continue  # a bypassed stage computes nothing
         attended = len(getattr(block, "attentions", ())) and not role.startswith("mid")
         ends[role] = (block.attentions[-1] if attended else block.resnets[-1], width)
     return ends

@@ -42,6 +42,7 @@ from kdcdiff.similarity import (
     lpips_diversity,
     lpips_nearest,
     lpips_paired,
+    psnr,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "clip_cosines", "clip_score", "extract", "fid", "fid_curve", "fid_infinity", "frechet",
     "image_similarity", "images_key", "inception_score", "kid", "lpips_cross", "lpips_diversity",
     "lpips_nearest", "lpips_paired", "mean_of", "of_rows", "per_class", "predictions", "proportion",
+    "psnr",
 ]  # fmt: skip
 
 
@@ -115,6 +117,3 @@ def per_class(
         for name, (a, b) in rows.items()
         if a.any() and b.any()
     }
-
-
-# --- command line ------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""How alike an image is to its prompt (CLIP score), to real images (CLIP-I, DINO), and to the eye (LPIPS)."""
+"""How alike an image is to its prompt (CLIP score), to real images (CLIP-I, DINO), to the eye (LPIPS), or to
+its original after a codec (PSNR).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torchmetrics.functional import cosine_similarity
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from transformers import CLIPModel, CLIPTokenizer
 
 from kdcdiff.distances import Features, both
@@ -188,3 +191,18 @@ def lpips_nearest(
     return mean_of(
         best, unit="nearest", extractor=network.name, resamples=resamples, seed=seed
     ), close.gather(1, place[:, None])[:, 0]
+
+
+# --- pixels ------------------------------------------------------------------------------------------------
+
+
+def psnr(images: Tensor, reference: Tensor, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Peak signal-to-noise ratio of each image against its reference, in dB, averaged over images. Both (N, 3,
+    H, W) uint8. UserError: other shapes, or an image equal to its reference, whose ratio has no bound.
+    """
+    check(images.shape == reference.shape, "images", tuple(images.shape), f"must be {tuple(reference.shape)}")
+    dims = (1, 2, 3)
+    values = peak_signal_noise_ratio(
+        images.float(), reference.float(), data_range=255.0, reduction="none", dim=dims
+    )
+    return mean_of(values, unit="dB", resamples=resamples, seed=seed)

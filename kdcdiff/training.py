@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -29,7 +30,9 @@ Terms = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, Terms]]
 Batch = Callable[[int, torch.Generator], Any]
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] after warm-up -> factor of the learning rate
+SCHEDULES: dict[
+    str, Callable[[float], float]
+] = {  # progress in [0, 1] after warm-up -> factor of the learning rate
     "constant": lambda t: 1.0,
     "linear": lambda t: 1.0 - t,
     "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
@@ -71,7 +74,9 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) 
     return {k: v.detach().contiguous() for k, v in state.items()}
 
 
-def _restore(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+def _restore(
+    state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None
+) -> None:
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -157,10 +162,13 @@ def fit(
     check(lr > 0, "lr", lr, "must be above 0")
     check(accumulate >= 1, "accumulate", accumulate, "must be 1 or more")
     check(schedule in SCHEDULES, "schedule", schedule, f"must be one of {', '.join(SCHEDULES)}")
+    AcceleratorState._reset_state()  # accelerate keeps a process's first precision; the next run may want another
     accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
     averaged = EMA(model, ema) if ema else None  # of the student itself, before anything wraps it
     fused = all(p.is_floating_point() for p in model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused
+    )
     groups = list(model) if isinstance(model, nn.ModuleList) else [model]
 
     start, log_bytes, rows = 0, 0, []
@@ -176,7 +184,13 @@ def fit(
     if averaged is not None:
         averaged.shadow = {k: v.to(accelerator.device) for k, v in averaged.shadow.items()}
     model.train()
-    bar = tqdm(total=steps, initial=start, desc=describe, disable=not describe or not accelerator.is_main_process, mininterval=1)
+    bar = tqdm(
+        total=steps,
+        initial=start,
+        desc=describe,
+        disable=not describe or not accelerator.is_main_process,
+        mininterval=1,
+    )
     with _log(log_path if accelerator.is_main_process else None, log_bytes) as write:
         clock, images = time.perf_counter(), 0
         for step in range(start, steps):
@@ -201,17 +215,31 @@ def fit(
                 averaged.update(step)
             done = step + 1
             if done % log_every == 0 or done == steps:
-                row = {"step": done, "loss": value.item(), **{k: v.item() for k, v in terms.items()}}  # sync: every log_every steps
+                row = {
+                    "step": done,
+                    "loss": value.item(),
+                    **{k: v.item() for k, v in terms.items()},
+                }  # sync: every log_every steps
                 if not math.isfinite(row["loss"]):
                     last = _newest_checkpoint(checkpoints) if checkpoints else None
-                    raise UserError(f"loss={row['loss']} at step {done}: must be finite; last good checkpoint: {last.name if last else 'none'}")
+                    raise UserError(
+                        f"loss={row['loss']} at step {done}: must be finite; last good checkpoint: {last.name if last else 'none'}"
+                    )
                 seconds = time.perf_counter() - clock
-                bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "step"} | {"img/s": f"{images / seconds:.0f}"})
+                bar.set_postfix(
+                    {k: f"{v:.4g}" for k, v in row.items() if k != "step"}
+                    | {"img/s": f"{images / seconds:.0f}"}
+                )
                 clock, images = time.perf_counter(), 0
                 rows.append(row)
                 log_bytes = write(row)
             bar.update()
-            if checkpoints is not None and checkpoint_every and (done % checkpoint_every == 0) and accelerator.is_main_process:
+            if (
+                checkpoints is not None
+                and checkpoint_every
+                and (done % checkpoint_every == 0)
+                and accelerator.is_main_process
+            ):
                 _save_checkpoint(checkpoints, done, _state(model, optimizer.optimizer, averaged), log_bytes)
     bar.close()
     if averaged is not None:

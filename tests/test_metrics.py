@@ -570,3 +570,15 @@ def test_inception_loads_through_torch_fidelity_without_unpickling(tmp_path, mon
     image = draw(1, 4)
     with torch.no_grad():
         assert torch.allclose(ours(image), network(image)[0], atol=1e-5)
+
+
+def test_psnr_by_hand_and_what_it_refuses():
+    reference = torch.full((3, 3, 8, 8), 100, dtype=torch.uint8)
+    images = reference + torch.tensor([5, 10, 20], dtype=torch.uint8)[:, None, None, None]
+    by_hand = [20 * math.log10(255 / d) for d in (5, 10, 20)]
+    found = metrics.psnr(images, reference)
+    assert found.value == pytest.approx(sum(by_hand) / 3, rel=1e-5) and found.n == 3 and found.unit == "dB"
+    with pytest.raises(UserError, match="must be finite"):
+        metrics.psnr(reference, reference)
+    with pytest.raises(UserError, match="images=.3, 3, 8, 8.: must be .2, 3, 8, 8."):
+        metrics.psnr(images, reference[:2])
