@@ -78,11 +78,15 @@ def _restore(
     state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None
 ) -> None:
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            slots.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            # fused AdamW walks raw memory: a moment must lie in its parameter's layout, channels-last or not
+            laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            slots.setdefault(int(index), {})[name] = laid_out
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     if ema is not None:
         for name, shadow in ema.shadow.items():

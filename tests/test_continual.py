@@ -1,0 +1,151 @@
+"""Class-by-class training: the measures by hand, what each method trains on, and resume after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from kdcdiff import continual, stack
+from kdcdiff.errors import UserError
+from kdcdiff.latents import LatentSet
+
+TINY = {
+    "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 8), "layers_per_block": 1,
+    "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 8,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}  # fmt: skip
+ORDER = ("a", "b", "c")
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[3])
+from test_continual import ORDER, learn_tiny
+learn_tiny(Path(sys.argv[1]), "latent-replay", pause=float(sys.argv[2]))
+"""
+
+
+def latent_set(n: int = 6) -> LatentSet:
+    g = torch.Generator().manual_seed(0)
+    count = n * len(ORDER)
+    return LatentSet(
+        mean=torch.randn(count, 2, 4, 4, generator=g), std=torch.full((count, 2, 4, 4), 0.1),
+        labels=torch.arange(len(ORDER)).repeat_interleave(n), captions=1 + torch.arange(len(ORDER)).repeat_interleave(n),
+        prompts=torch.randn(4, 3, 8, generator=g), texts=("", "an a", "a b", "a c"), classes=ORDER,
+    )  # fmt: skip
+
+
+def tiny() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY)
+
+
+def learn_tiny(folder, method, pause=0.0, steps=4, after=lambda stage, unet: None, **settings):
+    def after_stage(stage, unet):
+        time.sleep(pause)
+        after(stage, unet)
+
+    unet = tiny()
+    memory = continual.learn(
+        unet, latent_set(), ORDER, DDIMScheduler(**stack.SCHEDULER), method, steps=steps, batch=4, lr=1e-3,
+        capacity=6, seed=1, folder=folder, after_stage=after_stage, **settings,
+    )  # fmt: skip
+    return unet, memory
+
+
+# --- measures ------------------------------------------------------------------------------------------------
+
+R = np.array([[0.9, np.nan, np.nan], [0.5, 0.8, np.nan], [0.6, 0.2, 1.0]])
+
+
+def test_the_measures_by_hand():
+    assert continual.average_accuracy(R) == pytest.approx(0.6)
+    assert continual.backward_transfer(R) == pytest.approx(((0.6 - 0.9) + (0.2 - 0.8)) / 2)
+    assert continual.forgetting(R) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+
+
+def test_forgetting_counts_from_the_best_and_not_from_the_first_score():
+    rising = np.array([[0.2, np.nan, np.nan], [0.9, 0.4, np.nan], [0.5, 0.4, 0.4]])
+    assert continual.forgetting(rising) == pytest.approx((0.9 - 0.5 + 0) / 2)
+    assert continual.backward_transfer(rising) == pytest.approx((0.5 - 0.2 + 0) / 2)
+
+
+def test_an_interval_holds_the_measure_and_narrows_with_more_pictures():
+    few, many = (continual.interval(R, shots, continual.forgetting) for shots in (10, 1000))
+    assert many[0] < continual.forgetting(R) < many[1]
+    assert many[1] - many[0] < 0.2 * (few[1] - few[0])
+
+
+@pytest.mark.parametrize(("current", "memory", "share"), [(100, 0, 0.0), (100, 100, 0.5), (160, 40, 0.2)])
+def test_concatenation_fixes_the_share_of_the_memory(current, memory, share):
+    assert continual.replay_share(current, memory) == pytest.approx(share)
+
+
+# --- methods -------------------------------------------------------------------------------------------------
+
+
+def test_methods_part_ways_only_when_there_is_something_to_replay(tmp_path):
+    snapshots: dict[str, list[torch.Tensor]] = {}
+    for method in ("naive", "latent-replay"):
+        seen = snapshots.setdefault(method, [])
+        after = lambda stage, unet, seen=seen: seen.append(unet.conv_in.weight.detach().clone())  # noqa: E731
+        learn_tiny(tmp_path / method, method, after=after)
+    naive, replay = snapshots.values()
+    assert torch.equal(naive[0], replay[0]) and not torch.equal(naive[1], replay[1])
+
+
+def test_the_memory_is_paid_for_by_replay_alone(tmp_path):
+    assert learn_tiny(tmp_path / "n", "naive")[1] == 0
+    assert (
+        learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 4 * 4 * 4 * 2
+    )  # rows x (mean and std) x 4 x 4 x fp16
+
+
+def test_joint_training_takes_one_stage_and_the_same_compute(tmp_path):
+    stages = []
+    learn_tiny(tmp_path, "joint", after=lambda stage, unet: stages.append(stage))
+    assert stages == [0]
+    logged = (tmp_path / "stage-00" / "log.jsonl").read_text().splitlines()
+    assert '"step": 12' in logged[-1]
+
+
+def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path):
+    words = [sys.executable, "-c", PROGRAM]
+    here = os.path.dirname(__file__)
+    unet, _ = learn_tiny(tmp_path / "whole", "latent-replay")
+    run = subprocess.Popen([*words, str(tmp_path / "broken"), "30", here])
+    first, deadline = tmp_path / "broken" / "stage-00.safetensors", time.monotonic() + 120
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL and not (tmp_path / "broken" / "stage-02.safetensors").exists()
+    assert subprocess.run([*words, str(tmp_path / "broken"), "0", here]).returncode == 0
+    ends = [load_file(tmp_path / name / "stage-02.safetensors") for name in ("whole", "broken")]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+    assert torch.equal(ends[0]["conv_in.weight"], unet.conv_in.weight)
+
+
+def test_an_unknown_method_or_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="method='hope': must be one of naive, latent-replay"):
+        learn_tiny(tmp_path, "hope")
+    with pytest.raises(UserError, match="class='d': must be one of a, b, c"):
+        continual.learn(
+            tiny(), latent_set(), ("d",), DDIMScheduler(**stack.SCHEDULER), "naive", steps=1, folder=tmp_path
+        )
+    with pytest.raises(UserError, match="must be at least one class, each once"):
+        continual.learn(
+            tiny(),
+            latent_set(),
+            ("a", "a"),
+            DDIMScheduler(**stack.SCHEDULER),
+            "naive",
+            steps=1,
+            folder=tmp_path,
+        )

@@ -1,0 +1,126 @@
+"""Distillation of a tiny student: it learns, logs its terms, resumes, and becomes a pipeline by command."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from kdcdiff import cli, distill, latents, stack, surgery
+from kdcdiff.latents import LatentSet
+from kdcdiff.losses import KDCLoss
+
+TINY = {
+    "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 2,
+    "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY)
+
+
+@pytest.fixture(scope="module")
+def cache():
+    g = torch.Generator().manual_seed(0)
+    return LatentSet(
+        mean=torch.randn(24, 2, 4, 4, generator=g), std=torch.full((24, 2, 4, 4), 0.1), labels=torch.zeros(24, dtype=torch.long),
+        captions=torch.ones(24, dtype=torch.long), prompts=torch.randn(2, 3, 8, generator=g), texts=("", "x"), classes=("x",),
+    )  # fmt: skip
+
+
+SCHEDULER = DDIMScheduler(**stack.SCHEDULER)
+
+
+def distance(student, teacher, cache) -> float:
+    batch = latents.noised_batch(cache, torch.arange(24), SCHEDULER, torch.Generator().manual_seed(9), 0.0)
+    with torch.no_grad():
+        outputs = [
+            net(batch.noisy, batch.timestep, batch.prompt, return_dict=False)[0] for net in (student, teacher)
+        ]
+    return F.mse_loss(*outputs).item()
+
+
+def test_a_student_comes_closer_to_its_teacher_and_the_teacher_stays(teacher, cache):
+    before_weights = [p.clone() for p in teacher.parameters()]
+    student = surgery.shrink(teacher, "bk-sdm-base").requires_grad_(True)
+    before = distance(student, teacher, cache)
+    log = distill.distill(
+        student,
+        teacher,
+        cache,
+        SCHEDULER,
+        KDCLoss(alpha=1.0, beta=1.0, gamma=0.0),
+        steps=60,
+        batch=16,
+        lr=3e-3,
+        describe="",
+    )
+    assert distance(student, teacher, cache) < 0.5 * before
+    assert {"step", "loss", "soft", "hard", "feature", "mse"} == set(log[-1])
+    assert all(torch.equal(a, b) for a, b in zip(before_weights, teacher.parameters(), strict=True))
+    assert not any(m._forward_hooks for m in (*student.modules(), *teacher.modules()))
+
+
+@pytest.mark.parametrize("term", ["alpha", "beta", "gamma"])
+def test_each_weight_changes_what_is_learnt(teacher, cache, term):
+    ends = []
+    for value in (0.1, 0.9):
+        student = surgery.shrink(teacher, "kdc-described").requires_grad_(True)
+        objective = KDCLoss(**{"alpha": 0.5, "beta": 0.5, "gamma": 0.5} | {term: value})
+        distill.distill(student, teacher, cache, SCHEDULER, objective, steps=3, batch=4, lr=1e-3, describe="")
+        ends.append(student.conv_in.weight.detach())
+    assert not torch.equal(*ends)
+
+
+def test_a_second_call_goes_on_from_the_last_checkpoint(teacher, cache, tmp_path):
+    def trained(folder, steps, every):
+        student = surgery.shrink(teacher, "kdc-described").requires_grad_(True)
+        distill.distill(
+            student, teacher, cache, SCHEDULER, KDCLoss(), steps=steps, batch=4, lr=1e-3, warmup=2, folder=folder,
+            checkpoint_every=every, describe="",
+        )  # fmt: skip
+        return student
+
+    whole = trained(tmp_path / "whole", 8, 0)
+    trained(tmp_path / "broken", 8, 4)
+    (
+        tmp_path / "broken" / "checkpoint" / "step-0000008.safetensors"
+    ).unlink()  # as if it had been killed after 4
+    again = trained(tmp_path / "broken", 8, 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_the_command_writes_a_pipeline_that_plain_diffusers_runs(tmp_path, capsys):
+    words = [
+        "distill",
+        "--out",
+        str(tmp_path / "student"),
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--per-class",
+        "2",
+    ]
+    assert cli.main(words) == 0
+    pipeline = stack.load(tmp_path / "student")
+    assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+    assert len(pipeline.unet.down_blocks) == 3 and not (tmp_path / "student.work" / "pipeline").exists()
+    assert cli.main(words) == 2
+    assert "out=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alpha", "2"], "alpha=2.0: must be between 0 and 1"),
+        (["--variant", "bk-sdm-large"], "variant='bk-sdm-large'"),
+        (["--teacher", "fauna"], "pipeline='fauna'"),
+        (["--data", "/nowhere"], "dataset="),
+    ],
+)
+def test_bad_words_on_the_command_line_leave_nothing(tmp_path, capsys, words, message):
+    assert cli.main(["distill", "--out", str(tmp_path / "student"), *words]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
