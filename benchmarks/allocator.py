@@ -39,15 +39,14 @@ if __name__ == "__main__":
         for name, rows in rounds.items():
             rows.append(
                 json.loads(
-                    subprocess.run(
-                        [sys.executable, __file__, name], capture_output=True, text=True, check=True
-                    ).stdout
+                    subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True).stdout
                 )
             )
     print("one training step of the small U-Net, batch 32: median of 5 processes x 12 steps")
     for name, rows in rounds.items():
         print(
-            f"{name:>6}: {statistics.median(r['seconds'] for r in rows):.3f} s, {statistics.median(r['faults'] for r in rows):,.0f} page faults"
+            f"{name:>6}: {statistics.median(r['seconds'] for r in rows):.3f} s, "
+            f"{statistics.median(r['faults'] for r in rows):,.0f} page faults"
         )
     ratio = statistics.median(p["seconds"] / k["seconds"] for p, k in zip(*rounds.values(), strict=True))
     print(f" ratio: {ratio:.2f}")

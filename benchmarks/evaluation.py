@@ -113,9 +113,7 @@ def sampling_ratio(repeats: int, variant: str) -> None:
     macs = [complexity.count(unet).macs["all"] for unet in (teacher, student)]
     latents, prompt, seconds = torch.randn(1, 4, 64, 64), torch.randn(1, 77, 768), ([], [])
     with torch.inference_mode():
-        for repeat in range(
-            repeats + 1
-        ):  # interleaved, so that both see the same machine; the first is warm-up
+        for repeat in range(repeats + 1):  # interleaved, so that both see the same machine; the first is warm-up
             for unet, taken in zip((teacher, student), seconds, strict=True):
                 begun = time.perf_counter()
                 unet(latents, 500, prompt)
@@ -123,10 +121,7 @@ def sampling_ratio(repeats: int, variant: str) -> None:
                     taken.append(time.perf_counter() - begun)
     slow, fast = (statistics.median(taken) for taken in seconds)
     ratio, wanted = fast / slow, macs[1] / macs[0]
-    print(
-        f"teacher {slow:.2f} s, {variant} {fast:.2f} s a call: "
-        f"{ratio:.3f} of the time for {wanted:.3f} of the MACs"
-    )
+    print(f"teacher {slow:.2f} s, {variant} {fast:.2f} s a call: {ratio:.3f} of the time for {wanted:.3f} of the MACs")
     print(f"off by {100 * (ratio / wanted - 1):+.1f} %")
 
 

@@ -65,9 +65,7 @@ def declare_missing(folders: list[str]) -> bool:
                 return False
             except OSError:
                 continue
-    if _declared or any(
-        name.startswith("torchvision::nms") for name in torch._C._dispatch_get_all_op_names()
-    ):
+    if _declared or any(name.startswith("torchvision::nms") for name in torch._C._dispatch_get_all_op_names()):
         return False
     schemas = torch.library.Library("torchvision", "DEF")
     for operator in OPERATORS:

@@ -44,8 +44,7 @@ def token_places(tokenizer: CLIPTokenizer, prompt: str, word: str) -> list[int]:
         if wanted and ids[start : start + len(wanted)] == wanted:
             return list(range(start, start + len(wanted)))
     raise UserError(
-        f"word={word!r}: must occur in the prompt {prompt!r}, "
-        f"among its first {tokenizer.model_max_length} tokens"
+        f"word={word!r}: must occur in the prompt {prompt!r}, among its first {tokenizer.model_max_length} tokens"
     )
 
 
@@ -114,9 +113,7 @@ class Recorder:
         """(N, K, H, W): the mean over calls and over the layers whose name starts with one of `layers`,
         bilinearly resized.
         """
-        names = [
-            name for name in self.sums if layers is None or any(name.startswith(start) for start in layers)
-        ]
+        names = [name for name in self.sums if layers is None or any(name.startswith(start) for start in layers)]
         check(
             bool(names),
             "layers",
@@ -165,10 +162,7 @@ def recording(unet: UNet2DConditionModel, recorder: Recorder) -> Iterator[Record
     handle = unet.register_forward_pre_hook(count)
     cross = {name for name in own if name.removesuffix(".processor").endswith("attn2")}
     unet.set_attn_processor(
-        {
-            name: _Beside(p, name.removesuffix(".processor"), recorder) if name in cross else p
-            for name, p in own.items()
-        }
+        {name: _Beside(p, name.removesuffix(".processor"), recorder) if name in cross else p for name, p in own.items()}
     )
     try:
         yield recorder
@@ -210,14 +204,10 @@ def generate(
     weights = _token_weights(pipeline.tokenizer, prompts, words)
     size = pipeline.unet.config.sample_size
     aspect = 1.0 if isinstance(size, int) else size[0] / size[1]
-    sampling.check_settings(
-        prompts, seed, steps, guidance, batch_size, pipeline.scheduler.config.num_train_timesteps
-    )
+    sampling.check_settings(prompts, seed, steps, guidance, batch_size, pipeline.scheduler.config.num_train_timesteps)
     recorders, images = [], []
     for rows in sampling.split(len(prompts), batch_size):
-        with recording(
-            pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect, heads, calls)
-        ) as recorder:
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect, heads, calls)) as recorder:
             for _, made, _ in sampling.stream(
                 pipeline,
                 prompts,
@@ -267,20 +257,12 @@ def of_images(
     for start in range(0, len(images), batch_size):
         rows = range(start, min(start + batch_size, len(images)))
         clean = encode(pipeline.vae, images[rows.start : rows.stop])[0].to(device)
-        embedded = pipeline.encode_prompt(
-            [prompts[i] for i in rows], device, 1, do_classifier_free_guidance=False
-        )[0]
+        embedded = pipeline.encode_prompt([prompts[i] for i in rows], device, 1, do_classifier_free_guidance=False)[0]
         generators = [sampling.image_generator(seed, i) for i in rows]
-        with recording(
-            pipeline.unet, Recorder(weights[rows.start : rows.stop], height / width, heads)
-        ) as recorder:
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], height / width, heads)) as recorder:
             for level in levels:
-                noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]).to(
-                    clean
-                )
-                t = torch.full(
-                    (len(clean),), int(level * scheduler.config.num_train_timesteps), device=device
-                )
+                noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]).to(clean)
+                t = torch.full((len(clean),), int(level * scheduler.config.num_train_timesteps), device=device)
                 pipeline.unet(scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=embedded)
         found.append(recorder.maps((height, width), layers))
     return torch.cat(found)

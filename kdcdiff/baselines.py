@@ -13,9 +13,7 @@ from kdcdiff import claims, complexity
 from kdcdiff.claims.networks import CONFIGS
 from kdcdiff.errors import check
 
-RESOLVED = (
-    "2026-11"  # when the names were resolved: from public code that loads them, not from the hub itself
-)
+RESOLVED = "2026-11"  # when the names were resolved: from public code that loads them, not from the hub itself
 RAIL, RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
 
 
@@ -124,9 +122,7 @@ def table_2(dataset: str = "flowers") -> list[Row]:
     printed = claims.tables()["kdc-diff-2"].rows
     sets = sorted({row["dataset"] for row in printed})
     check(dataset in sets, "dataset", dataset, f"one of {', '.join(sets)}")
-    lines = {
-        _word(row["label"]): row for row in printed if row["dataset"] == dataset and row["role"] == "baseline"
-    }
+    lines = {_word(row["label"]): row for row in printed if row["dataset"] == dataset and row["role"] == "baseline"}
     rows = []
     for baseline in BASELINES:
         line, cost = lines[_word(baseline.label)], complexity.count(CONFIGS[baseline.family])

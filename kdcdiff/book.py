@@ -91,9 +91,7 @@ class Book:
         pages = []
         for entry in _entries(yaml.safe_load(toc.read_text())):
             stem = entry.removesuffix(".ipynb").removesuffix(".md")
-            found = [
-                Path(stem + suffix) for suffix in (".ipynb", ".md") if (self.root / (stem + suffix)).is_file()
-            ]
+            found = [Path(stem + suffix) for suffix in (".ipynb", ".md") if (self.root / (stem + suffix)).is_file()]
             check(bool(found), "_toc.yml", entry, "no such notebook or page")
             pages.append(Page(found[0].stem, found[0]))
         names = [page.path for page in pages]
@@ -192,9 +190,7 @@ def unread(notebook: NotebookNode, names: Mapping[str, Any]) -> list[str]:
         if after and "injected-parameters" not in tags(cell):
             tree = ast.parse(plain.transform_cell(cell.source))
             read_names |= {
-                node.id
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+                node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
             }
         after = after or "parameters" in tags(cell)
     return [name for name in names if name not in read_names]
@@ -220,9 +216,7 @@ def stripped(notebook: NotebookNode) -> list[int]:
     return [
         number
         for number, cell in enumerate(notebook.cells, 1)
-        if cell.cell_type == "code"
-        and MARK in cell.source
-        and (cell.execution_count is None or not cell.outputs)
+        if cell.cell_type == "code" and MARK in cell.source and (cell.execution_count is None or not cell.outputs)
     ]
 
 

@@ -29,9 +29,7 @@ from kdcdiff.results import Result, Results
 from kdcdiff.store import Store
 
 DATASETS = ("flora", "oxford-102")  # by name; anything else is an image folder
-GLUE_PREFIX = (
-    "application/papermill.record/"  # myst-nb's mark of a glued output that is not shown in its place
-)
+GLUE_PREFIX = "application/papermill.record/"  # myst-nb's mark of a glued output that is not shown in its place
 MEANING = {
     "smoke": "sizes for testing the code: the figures mean nothing",
     "mini": "a small model on small pictures: directions mean something, magnitudes are not the papers'",
@@ -126,9 +124,7 @@ def open(  # noqa: A001 - reads as `chapter.open`
     keep_memory()
     device = _seeded(seed)
     results.begin(name)
-    chapter = Chapter(
-        name, sizes, dataset, seed, device, store, results, {key: getattr(sizes, key) for key in own}
-    )
+    chapter = Chapter(name, sizes, dataset, seed, device, store, results, {key: getattr(sizes, key) for key in own})
     _show_badge(chapter)
     return chapter
 

@@ -41,9 +41,7 @@ class Checkpoint:
     def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """For each item ``(new name, parameter)`` the tensor, in memory of its own and its dtype as found."""
         with ExitStack() as stack:
-            files = {
-                file: stack.enter_context(_open(file)) for file in {self.places[p][0] for p in names.values()}
-            }
+            files = {file: stack.enter_context(_open(file)) for file in {self.places[p][0] for p in names.values()}}
             for new, parameter in names.items():
                 file, name = self.places[parameter]
                 yield new, files[file].get_tensor(name).clone()
@@ -54,9 +52,7 @@ class Checkpoint:
         for file in {file for file, _ in self.places.values()}:
             with _open(file) as f:
                 shapes |= {
-                    p: _Shape(tuple(f.get_slice(n).get_shape()))
-                    for p, (g, n) in self.places.items()
-                    if g == file
+                    p: _Shape(tuple(f.get_slice(n).get_shape())) for p, (g, n) in self.places.items() if g == file
                 }
         return shapes
 
@@ -77,9 +73,7 @@ def open_unet(source: str | Path, pipeline: str | Path | None = None) -> Checkpo
     if not path.is_dir():
         path = _from_hub(str(source))
     adapters = [
-        f.name
-        for f in (path / "adapter_config.json", path / "pytorch_lora_weights.safetensors")
-        if f.is_file()
+        f.name for f in (path / "adapter_config.json", path / "pytorch_lora_weights.safetensors") if f.is_file()
     ]
     check(
         not adapters,
@@ -95,9 +89,7 @@ def open_unet(source: str | Path, pipeline: str | Path | None = None) -> Checkpo
         str(source),
         f"has no U-Net configuration; must be {SOURCES}",
     )
-    return Checkpoint(
-        str(source), read_json(folder / "config.json"), _places(folder), path if whole else None
-    )
+    return Checkpoint(str(source), read_json(folder / "config.json"), _places(folder), path if whole else None)
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
@@ -145,11 +137,7 @@ def _places(folder: Path) -> dict[str, tuple[Path, str]]:
         return {name: (folder / shard, name) for name, shard in names.items()}
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda f: len(f.name))
     pickled = sorted(f.name for f in folder.glob("*.bin")) + sorted(f.name for f in folder.glob("*.ckpt"))
-    hint = (
-        f"{pickled[0]} would have to be unpickled; convert it to safetensors"
-        if pickled
-        else "no weights there"
-    )
+    hint = f"{pickled[0]} would have to be unpickled; convert it to safetensors" if pickled else "no weights there"
     check(bool(files), "teacher", str(folder), hint)
     with _open(files[0]) as f:
         return {name: (files[0], name) for name in f.keys()}  # noqa: SIM118 - not a dict

@@ -27,9 +27,7 @@ COMMANDS = {  # subcommand -> (the room whose add_parser registers it, what it d
 
 def parser_for(command: str | None) -> argparse.ArgumentParser:
     """The parser with `command`'s own options, or, for None, with the bare list of commands."""
-    parser = argparse.ArgumentParser(
-        prog="kdcdiff", description="Distilled diffusion models, reproduced and audited."
-    )
+    parser = argparse.ArgumentParser(prog="kdcdiff", description="Distilled diffusion models, reproduced and audited.")
     parser.add_argument("--version", action="version", version=f"kdcdiff {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (room, summary) in COMMANDS.items():

@@ -101,9 +101,7 @@ def _count(config: str, size: int, tokens: int, batch: int) -> Complexity:
     inputs = meta_inputs(net, size, tokens, batch)
     whole = count_call(net, *inputs)
     stages = {name: _part(c) for name, c in count_parts(net, inputs).items()}
-    return Complexity(
-        whole.parameters, _part(whole).macs, stages, kept_bytes(net, inputs), tuple(inputs[0].shape)
-    )
+    return Complexity(whole.parameters, _part(whole).macs, stages, kept_bytes(net, inputs), tuple(inputs[0].shape))
 
 
 def meta_inputs(
@@ -268,9 +266,7 @@ def run(args: argparse.Namespace) -> int:
     )
     timing = None
     if args.calls:
-        timing = latency(
-            random_unet(config, dtype=args.dtype, device=args.device), args.calls, latent=args.latent
-        )
+        timing = latency(random_unet(config, dtype=args.dtype, device=args.device), args.calls, latent=args.latent)
     if args.json:
         told = {"unet": asdict(cost), "pipeline": asdict(whole), "timing": asdict(timing) if timing else None}
         print(json.dumps(told, indent=1))
@@ -311,9 +307,7 @@ def report(name: str, cost: Complexity, whole: PipelineCost, timing: Timing | No
     lines.append(f"input {shape}; training keeps {kept:,.0f} MiB of activations for it in float32")
     if timing:
         spread = f"quartiles {timing.low:.3f} to {timing.high:.3f}, n = {timing.n}"
-        lines.append(
-            f"one call: {timing.seconds:.3f} s ({spread}), {timing.dtype} on {timing.device}, random weights"
-        )
+        lines.append(f"one call: {timing.seconds:.3f} s ({spread}), {timing.dtype} on {timing.device}, random weights")
         lines.append(f"peak memory while timing: {timing.peak_bytes / 2**30:.2f} GiB")
     return "\n".join(lines)
 

@@ -81,7 +81,13 @@ def learn(
         check(len(current) > 0, "class", names[0], "has no training latents")
         replayed = round(batch * replay_share(len(current), len(memory))) if kind.replay else 0
 
-        def batch_of(step: int, generator: torch.Generator, current: LatentSet = current, replayed: int = replayed, stage: int = stage) -> Noised:
+        def batch_of(
+            step: int,
+            generator: torch.Generator,
+            current: LatentSet = current,
+            replayed: int = replayed,
+            stage: int = stage,
+        ) -> Noised:
             rows = draw_rows(batch - replayed, len(current), generator)
             clean, captions = current.sample(rows, generator), current.captions[rows]
             if replayed:
@@ -98,8 +104,19 @@ def learn(
             unet.load_state_dict(load_file(finished))
         else:
             total = steps * len(order) if kind.joint else steps
-            fit(unet, _denoise, batch_of, steps=total, lr=lr, warmup=min(20, total), schedule="cosine" if kind.joint else "constant", seed=seed * 1009 + stage,
-                folder=folder / f"stage-{stage:02d}", checkpoint_every=200, describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}")  # fmt: skip
+            fit(
+                unet,
+                _denoise,
+                batch_of,
+                steps=total,
+                lr=lr,
+                warmup=min(20, total),
+                schedule="cosine" if kind.joint else "constant",
+                seed=seed * 1009 + stage,
+                folder=folder / f"stage-{stage:02d}",
+                checkpoint_every=200,
+                describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}",
+            )
             partial = finished.with_suffix(".partial")
             save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, partial)
             partial.rename(finished)
@@ -135,7 +152,9 @@ def forgetting(R: np.ndarray) -> float:
     return float(np.mean([np.max(R[j:last, j]) - R[last, j] for j in range(last)]))
 
 
-def interval(R: np.ndarray, shots: int, measure: Callable[[np.ndarray], float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(
+    R: np.ndarray, shots: int, measure: Callable[[np.ndarray], float], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """A 95 % interval of `measure(R)`, whose entries are shares of `shots` pictures each.
 
     Each entry is drawn from its posterior under Jeffreys' prior, Beta(hits + 1/2, misses + 1/2). It covers which

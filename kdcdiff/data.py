@@ -34,7 +34,9 @@ MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images` (N, 3, H, W) uint8, `labels` (N,) int64 into `classes`, one caption each; `masks` (N, H, W) uint8 or None."""
+    """`images` (N, 3, H, W) uint8, `labels` (N,) int64 into `classes`, one caption each; `masks`
+    (N, H, W) uint8 or None.
+    """
 
     images: Tensor
     labels: Tensor
@@ -64,9 +66,7 @@ class ImageSet:
         )
 
     def save(self, folder: Path) -> None:
-        tensors = {"images": self.images, "labels": self.labels} | (
-            {} if self.masks is None else {"masks": self.masks}
-        )
+        tensors = {"images": self.images, "labels": self.labels} | ({} if self.masks is None else {"masks": self.masks})
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "pictures.safetensors")
         (folder / "pictures.json").write_text(
             json.dumps({"classes": self.classes, "captions": self.captions}, indent=0)
@@ -85,9 +85,7 @@ class ImageSet:
 TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
 
 
-def load_flora(
-    split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True
-) -> ImageSet:
+def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True) -> ImageSet:
     """`per_class` pictures of each class, class after class."""
     offset = {"train": 0, "test": TEST_OFFSET}[split]
     pairs = [(name, offset + i) for name in classes for i in range(per_class)]
@@ -254,7 +252,8 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
 class Source:
     """A data set by name: which classes it has, and how to get their pictures.
 
-    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come later, one by one.
+    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come
+    later, one by one.
     """
 
     name: str
@@ -278,17 +277,16 @@ class Source:
         return load_folder(self.root, split, classes, per_class, self.size)
 
     def checksum(self) -> str:
-        """What a stage names as its outside input: names, sizes and times of a folder's files; flora's code."""
+        """What a stage names as its outside input: a folder's file names, sizes and times; flora's first pictures."""
         digest = hashlib.sha256()
         if self.root is None:
-            digest.update(Path(flora.__file__).read_bytes())
+            for name in self.classes:
+                digest.update(flora.draw(name, 0).image.tobytes())
             return digest.hexdigest()
         for split in SPLITS:
             for name in self.classes:
                 for f in sorted((split_folder(self.root, split) / name).iterdir()):
-                    digest.update(
-                        f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode()
-                    )
+                    digest.update(f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode())
             digest.update(repr(sorted(_captions_file(split_folder(self.root, split)).items())).encode())
         return digest.hexdigest()
 

@@ -108,14 +108,10 @@ def extract(
             room = max(0, KEPT - n)
             if room:
                 parts.append(seen[:room])
-            if (
-                len(seen) > room
-            ):  # reservoir: image number i replaces a kept one with probability KEPT / (i + 1)
+            if len(seen) > room:  # reservoir: image number i replaces a kept one with probability KEPT / (i + 1)
                 if parts:
                     rows, parts = torch.cat([rows, *parts]), []
-                places = (rng.random(len(seen) - room) * (n + room + 1 + np.arange(len(seen) - room))).astype(
-                    np.int64
-                )
+                places = (rng.random(len(seen) - room) * (n + room + 1 + np.arange(len(seen) - room))).astype(np.int64)
                 for place, row in zip(places.tolist(), seen[room:], strict=True):
                     if place < KEPT:
                         rows[place] = row
@@ -134,9 +130,7 @@ def images_key(images: Tensor) -> str:
 def cached(store: Store, images: Tensor, extractor: Extractor, stage: str = "real-features") -> Features:
     """`extract` through the artifact store: real statistics are computed once for images and extractor."""
     outside = {"images": images_key(images), "extractor": extractor.key()}
-    artifact: Artifact = store.get(
-        stage, lambda folder: extract(images, extractor).save(folder), outside=outside
-    )
+    artifact: Artifact = store.get(stage, lambda folder: extract(images, extractor).save(folder), outside=outside)
     return Features.load(artifact.path)
 
 
@@ -204,9 +198,7 @@ def fid(
     if groups < 2:
         return Estimate(value, -math.inf, math.inf, a.n, "", a.extractor)
     shrink = max(len(a.rows) / a.n, len(b.rows) / b.n)
-    half = jackknife(
-        lambda g: frechet(a.only(_not_in(a, g, groups)), b.only(_not_in(b, g, groups))), groups, shrink
-    )
+    half = jackknife(lambda g: frechet(a.only(_not_in(a, g, groups)), b.only(_not_in(b, g, groups))), groups, shrink)
     return Estimate(value, value - half, value + half, a.n, "", a.extractor)
 
 
@@ -312,15 +304,11 @@ def kid(
     picked = [f.rows[torch.linspace(0, len(f.rows) - 1, m).round().long()].double() for f in (a, b)]
     groups = min(GROUPS, m // 2)
     number = torch.arange(m) % groups
-    half = jackknife(
-        lambda g: float(poly_mmd(picked[1][number != g], picked[0][number != g])), groups, m / fewest
-    )
+    half = jackknife(lambda g: float(poly_mmd(picked[1][number != g], picked[0][number != g])), groups, m / fewest)
     return Estimate(value, value - half, value + half, a.n, "", a.extractor)
 
 
-def inception_score(
-    images: Images | Features, logits: Extractor, *, splits: int = 10, seed: int = 0
-) -> Estimate:
+def inception_score(images: Images | Features, logits: Extractor, *, splits: int = 10, seed: int = 0) -> Estimate:
     """exp(mean KL(p(y|x) || p(y))) (Salimans et al. 2016), mean over `splits`, with a t interval over them.
 
     At most the number of classes. Through an in-domain classifier it says how sure and how varied, never how

@@ -55,9 +55,7 @@ def unet(what: str | Variant, config: Mapping[str, Any] | None = None, axis: Axe
     axis.text(-2.6, n + 0.62, "down", ha="center", fontsize=8)
     axis.text(3.0, n + 0.62, "up", ha="center", fontsize=8)
     axis.set(xlim=(-6.5, 5.6), ylim=(-0.6, n + 1.0))
-    axis.set_title(
-        f"{cut.name}: without {cut.description}" if cut.description != "nothing" else cut.name, fontsize=9
-    )
+    axis.set_title(f"{cut.name}: without {cut.description}" if cut.description != "nothing" else cut.name, fontsize=9)
     axis.axis("off")
     return axis.figure  # type: ignore[return-value]
 
@@ -74,6 +72,4 @@ def _row(axis: Axes, x: float, y: float, layers: Sequence[tuple[str, bool]], lef
         )  # fmt: skip
         axis.add_patch(box)
         colour = "#222222" if stays else REMOVED
-        axis.text(
-            start + i * step + 0.06 + size / 2, y, kind, ha="center", va="center", fontsize=8, color=colour
-        )
+        axis.text(start + i * step + 0.06 + size / 2, y, kind, ha="center", va="center", fontsize=8, color=colour)

@@ -49,13 +49,9 @@ class ImageFolder:
         self.folder, self.batch_size, self.workers = Path(folder).expanduser(), batch_size, workers
         check(self.folder.is_dir(), "folder", str(folder), "must be a folder of images")
         self.files = sorted(
-            f
-            for f in self.folder.rglob("*")
-            if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
+            f for f in self.folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
         )
-        check(
-            bool(self.files), "folder", str(folder), f"must hold images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        check(bool(self.files), "folder", str(folder), f"must hold images ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -68,10 +64,7 @@ class ImageFolder:
             for number, part in enumerate(parts):
                 ready, coming = (
                     coming,
-                    [
-                        pool.submit(_read, path)
-                        for path in (parts[number + 1] if number + 1 < len(parts) else [])
-                    ],
+                    [pool.submit(_read, path) for path in (parts[number + 1] if number + 1 < len(parts) else [])],
                 )
                 batch: np.ndarray | None = None
                 for i, (path, future) in enumerate(zip(part, ready, strict=True)):
@@ -99,8 +92,7 @@ class ImageFolder:
             not missing,
             "metadata.csv",
             str(self.folder),
-            f"has {len(rows)} rows for {len(self.files)} images; "
-            f"{missing[0].name if missing else ''} has no prompt",
+            f"has {len(rows)} rows for {len(self.files)} images; {missing[0].name if missing else ''} has no prompt",
         )
         return [rows[f.relative_to(self.folder).as_posix()][name] for f in self.files]
 
@@ -168,13 +160,9 @@ def evaluate(
 
 def run(arguments: argparse.Namespace) -> int:
     """``kdcdiff evaluate``."""
-    generated, real = (
-        ImageFolder(folder, arguments.batch_size) for folder in (arguments.generated, arguments.real)
-    )
+    generated, real = (ImageFolder(folder, arguments.batch_size) for folder in (arguments.generated, arguments.real))
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check(
-        device == "cpu" or torch.cuda.is_available(), "device", device, "must be cpu here: no GPU is visible"
-    )
+    check(device == "cpu" or torch.cuda.is_available(), "device", device, "must be cpu here: no GPU is visible")
     own: dict[str, object] = {}
     if arguments.extractor == "flora":
         judge = stack.classifier().to(device)
@@ -209,12 +197,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Registers ``kdcdiff evaluate``."""
-    parser = subparsers.add_parser(
-        "evaluate", help="a folder of generated images against a folder of real ones"
-    )
-    parser.add_argument(
-        "generated", help="folder of generated images; prompts and classes from its metadata.csv"
-    )
+    parser = subparsers.add_parser("evaluate", help="a folder of generated images against a folder of real ones")
+    parser.add_argument("generated", help="folder of generated images; prompts and classes from its metadata.csv")
     parser.add_argument("real", help="folder of real images of the same size")
     parser.add_argument(
         "--extractor",

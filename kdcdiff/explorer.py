@@ -47,9 +47,7 @@ def layer_counts(config: Mapping[str, Any]) -> dict[bool, dict[str, Count]]:
         net = surgery.on_meta(surgery.student_config(config, what))
         size = surgery.with_defaults(config)["sample_size"]
         counts = complexity.count_parts(net, complexity.meta_inputs(net, size), fine=True)
-        names = {
-            surgery.layer_of(s): surgery.layer_of(t) for s, t in surgery.weight_map(config, what).items()
-        }
+        names = {surgery.layer_of(s): surgery.layer_of(t) for s, t in surgery.weight_map(config, what).items()}
         found[kept] = {names[name]: c for name, c in counts.items()}
     return found
 
@@ -135,9 +133,7 @@ def _fill(figures: str, row: list[Any], whole: list[Any]) -> str:
     """The table's first state, for readers without scripts; the script writes the same."""
     for i in range(len(HEADINGS)):
         said = f"{row[i] / 1e9:.3f}" if i in (1, 2, 3) else f"{row[i]:,}"
-        figures = figures.replace(
-            "<td></td><td></td>", f"<td>{said}</td><td>{100 * row[i] / whole[i]:.1f} %</td>", 1
-        )
+        figures = figures.replace("<td></td><td></td>", f"<td>{said}</td><td>{100 * row[i] / whole[i]:.1f} %</td>", 1)
     return figures
 
 

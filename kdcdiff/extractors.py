@@ -318,9 +318,7 @@ def published(name: str, folder: str | Path | None = None) -> Any:
     try:
         return _READERS[name](name, folder, file)
     except (KeyError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"weights={str(folder)!r}: do not hold {name} ({str(error).splitlines()[0][:120]})"
-        ) from error
+        raise UserError(f"weights={str(folder)!r}: do not hold {name} ({str(error).splitlines()[0][:120]})") from error
 
 
 def _inception(name: str, folder: Path, file: str) -> Extractor:
@@ -341,15 +339,11 @@ def _alex(name: str, folder: Path, file: str) -> Perceptual:
 def _clip(name: str, folder: Path, file: str) -> Clip:
     model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     scale = CLIPImageProcessor.from_pretrained(folder)
-    return Clip(
-        model, CLIPTokenizer.from_pretrained(folder), name, mean=scale.image_mean, std=scale.image_std
-    )
+    return Clip(model, CLIPTokenizer.from_pretrained(folder), name, mean=scale.image_mean, std=scale.image_std)
 
 
 def _dino(name: str, folder: Path, file: str) -> Extractor:
-    model = AutoModel.from_pretrained(
-        folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-    )
+    model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
 
     def read(vit: nn.Module, images: Tensor) -> Tensor:
         resized = pixels.resize(images, [224, 224], pixels.InterpolationMode.BICUBIC, antialias=True)

@@ -2,8 +2,8 @@
 
 Stages are matched by role: side (down, mid, up) and depth, counted from the outside. The described student has three
 stages where its teacher has four: its ``up.2`` (its first up stage) is the teacher's second, and its middle works at a
-resolution where the teacher's does not, so that one has no partner. A feature is taken after a stage's last R-T pair and
-before its resampler, the one place where both networks have the same resolution.
+resolution where the teacher's does not, so that one has no partner. A feature is taken after a stage's last R-T pair
+and before its resampler, the one place where both networks have the same resolution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kdcdiff.errors import check
 
 
 def stage_ends(unet: UNet2DConditionModel) -> dict[str, tuple[nn.Module, int]]:
-    """Role -> (the module whose output ends the stage, its channels). Roles are ``down.0`` ... ``mid.4`` ... ``up.0``."""
+    """Role -> (the module whose output ends the stage, its channels): ``down.0`` ... ``mid.4`` ... ``up.0``."""
     depth = len(unet.down_blocks)
     widths = unet.config.block_out_channels
     blocks = {f"down.{i}": (block, widths[i]) for i, block in enumerate(unet.down_blocks)}
@@ -40,7 +40,12 @@ def shared_roles(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -
     roles = [role for role in theirs if role in mine]
     check(bool(roles), "features", roles, "the two networks share no stage")
     for role in roles:
-        check(mine[role][1] == theirs[role][1], f"channels of {role}", mine[role][1], f"must be the teacher's {theirs[role][1]}")
+        check(
+            mine[role][1] == theirs[role][1],
+            f"channels of {role}",
+            mine[role][1],
+            f"must be the teacher's {theirs[role][1]}",
+        )
     return roles
 
 
@@ -92,6 +97,8 @@ class Taps:
         """(student's, teacher's) features of the last forwards, role by role, each (N, C, h, w)."""
         return self.student.pop(), self.teacher.pop()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.student.remove()
         self.teacher.remove()

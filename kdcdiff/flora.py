@@ -24,11 +24,19 @@ Colour = tuple[float, float, float]
 SUPERSAMPLE = 4
 
 COLOURS: dict[str, Colour] = {
-    "white": (0.96, 0.95, 0.93), "yellow": (0.98, 0.84, 0.15), "orange": (0.97, 0.53, 0.11),
-    "red": (0.85, 0.11, 0.14), "pink": (0.96, 0.55, 0.71), "purple": (0.55, 0.22, 0.66),
-    "violet": (0.42, 0.31, 0.80), "blue": (0.16, 0.38, 0.88), "cream": (0.97, 0.91, 0.70),
-    "green": (0.55, 0.80, 0.42), "brown": (0.50, 0.27, 0.13), "black": (0.09, 0.08, 0.10),
-}  # fmt: skip
+    "white": (0.96, 0.95, 0.93),
+    "yellow": (0.98, 0.84, 0.15),
+    "orange": (0.97, 0.53, 0.11),
+    "red": (0.85, 0.11, 0.14),
+    "pink": (0.96, 0.55, 0.71),
+    "purple": (0.55, 0.22, 0.66),
+    "violet": (0.42, 0.31, 0.80),
+    "blue": (0.16, 0.38, 0.88),
+    "cream": (0.97, 0.91, 0.70),
+    "green": (0.55, 0.80, 0.42),
+    "brown": (0.50, 0.27, 0.13),
+    "black": (0.09, 0.08, 0.10),
+}
 
 BACKGROUNDS: dict[str, tuple[Colour, Colour]] = {  # name -> colour at the top, colour at the bottom
     "meadow": ((0.42, 0.60, 0.25), (0.16, 0.36, 0.12)),
@@ -66,19 +74,13 @@ class Canvas:
         squash: float = 1.0,
     ) -> None:
         angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        self.polygon(
-            np.stack([np.cos(angles) * radius, np.sin(angles) * radius * squash], 1) + centre, colour, shade
-        )
+        self.polygon(np.stack([np.cos(angles) * radius, np.sin(angles) * radius * squash], 1) + centre, colour, shade)
 
     def stroke(self, points: np.ndarray, width: float, colour: Colour, shade: float = 1.0) -> None:
         """A band of `width` along the open line `points` (N, 2)."""
         along = np.gradient(points, axis=0)
-        across = np.stack([-along[:, 1], along[:, 0]], 1) / (
-            np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
-        )
-        self.polygon(
-            np.concatenate([points + across * width / 2, (points - across * width / 2)[::-1]]), colour, shade
-        )
+        across = np.stack([-along[:, 1], along[:, 0]], 1) / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-9)
+        self.polygon(np.concatenate([points + across * width / 2, (points - across * width / 2)[::-1]]), colour, shade)
 
 
 # --- shapes in the subject's frame ---------------------------------------------------------------------------
@@ -119,9 +121,22 @@ def stem(c: Canvas, rng: np.random.Generator, top: float = 0.0, leaves: int = 2)
         c.polygon(leaf + line[9 + 2 * i], LEAF, rng.uniform(0.9, 1.3))
 
 
-def rosette(c: Canvas, rng: np.random.Generator, colour: Colour, count: int, *, length: float, width: float, tip: float,
-            rings: int = 1, heart: float, heart_colour: Colour, blotch: Colour | None = None, spots: bool = False,
-            leaves: int = 2) -> None:  # fmt: skip
+def rosette(
+    c: Canvas,
+    rng: np.random.Generator,
+    colour: Colour,
+    count: int,
+    *,
+    length: float,
+    width: float,
+    tip: float,
+    rings: int = 1,
+    heart: float,
+    heart_colour: Colour,
+    blotch: Colour | None = None,
+    spots: bool = False,
+    leaves: int = 2,
+) -> None:
     """A flower seen from above: rings of petals around a heart."""
     if leaves:
         stem(c, rng, leaves=leaves)
@@ -132,9 +147,7 @@ def rosette(c: Canvas, rng: np.random.Generator, colour: Colour, count: int, *, 
             shape = petal(length * scale * rng.uniform(0.94, 1.06), width * scale, tip)
             c.polygon(rotate(shape, angle), colour, rng.uniform(0.78, 1.0) + 0.09 * ring)
             if blotch is not None:
-                c.polygon(
-                    rotate(petal(length * 0.55, width * 0.6, tip), angle), blotch, rng.uniform(0.9, 1.1)
-                )
+                c.polygon(rotate(petal(length * 0.55, width * 0.6, tip), angle), blotch, rng.uniform(0.9, 1.1))
             if spots:
                 c.stroke(rotate(np.array([[0.15, 0.0], [length * 0.85, 0.0]]), angle), 0.035, colour, 0.72)
                 for r in (0.35, 0.5, 0.62):
@@ -170,9 +183,7 @@ def tulip(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> No
     c.polygon(np.array([[-0.2, -0.78], [0.2, -0.78], [0.3, 0.2], [-0.3, 0.2]]), colour, 0.62)
     for side in (-1, 1):
         edge = curve((0, 0.36), (side * 0.78, 0.36), (side * 0.52, -0.3), (side * open_, -0.92))
-        c.polygon(
-            np.concatenate([edge, curve((side * open_, -0.92), (side * 0.1, -0.5), (0, 0.36))]), colour, 0.82
-        )
+        c.polygon(np.concatenate([edge, curve((side * open_, -0.92), (side * 0.1, -0.5), (0, 0.36))]), colour, 0.82)
     front = np.concatenate(
         [
             curve((0, 0.38), (0.55, 0.25), (0.32, -0.4), (0, -0.74)),
@@ -193,9 +204,7 @@ def rose(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> Non
             c.disc(centre, radius * 0.62, colour, 0.56 + 0.10 * ring + 0.12 * (k % 2))
     t = np.linspace(0, 3.6 * np.pi, 40)
     c.disc((0, 0), 0.24, colour, 0.9)
-    c.stroke(
-        np.stack([np.cos(t + turn), np.sin(t + turn)], 1) * (0.02 + 0.022 * t[:, None]), 0.05, colour, 0.5
-    )
+    c.stroke(np.stack([np.cos(t + turn), np.sin(t + turn)], 1) * (0.02 + 0.022 * t[:, None]), 0.05, colour, 0.5)
 
 
 def bells(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> None:
@@ -220,9 +229,7 @@ def bells(c: Canvas, rng: np.random.Generator, colour: Colour, count: int) -> No
             ]
         )
         c.polygon(cup * size + hang, colour, rng.uniform(0.78, 1.05))
-        c.polygon(
-            np.array([[-0.06, 0.05], [0.06, 0.05], [0.08, 0.8], [-0.08, 0.8]]) * size + hang, colour, 0.6
-        )
+        c.polygon(np.array([[-0.06, 0.05], [0.06, 0.05], [0.08, 0.8], [-0.08, 0.8]]) * size + hang, colour, 0.6)
         c.disc(tuple(hang), 0.09 * size * 2, LEAF, 0.8)
 
 
@@ -282,22 +289,34 @@ def _wing(*points: tuple[float, float]) -> np.ndarray:
     out = []
     for i in range(len(p)):
         a, b, d, e = p[i - 1], p[i], p[(i + 1) % len(p)], p[(i + 2) % len(p)]
-        out.append(
-            0.5 * (2 * b + (d - a) * t + (2 * a - 5 * b + 4 * d - e) * t**2 + (3 * b - 3 * d + e - a) * t**3)
-        )
+        out.append(0.5 * (2 * b + (d - a) * t + (2 * a - 5 * b + 4 * d - e) * t**2 + (3 * b - 3 * d + e - a) * t**3))
     return np.concatenate(out)
 
 
-BROAD = Wings(_wing((0.05, 0.0), (0.35, -0.55), (0.98, -0.85), (1.05, -0.45), (0.72, 0.08)),
-              _wing((0.05, 0.02), (0.68, 0.05), (0.86, 0.45), (0.52, 0.86), (0.12, 0.62)))  # fmt: skip
-LEAFY = Wings(_wing((0.05, 0.0), (0.45, -0.75), (0.86, -0.92), (0.92, -0.30), (0.62, 0.12)),
-              _wing((0.05, 0.0), (0.78, 0.02), (0.95, 0.48), (0.66, 0.80), (0.14, 0.60)))  # fmt: skip
-TAILED = Wings(_wing((0.05, -0.02), (0.50, -0.62), (1.10, -0.78), (0.92, -0.30), (0.55, 0.10)),
-               _wing((0.05, 0.0), (0.62, 0.06), (0.74, 0.48), (0.62, 0.70), (0.68, 1.18), (0.50, 1.20), (0.42, 0.78), (0.10, 0.62)))  # fmt: skip
-LONG = Wings(_wing((0.05, -0.05), (0.60, -0.50), (1.30, -0.42), (1.25, -0.18), (0.60, 0.06)),
-             _wing((0.05, 0.0), (0.60, 0.06), (0.86, 0.32), (0.50, 0.50), (0.10, 0.38)))  # fmt: skip
-LUNAR = Wings(_wing((0.05, 0.0), (0.40, -0.62), (1.00, -0.72), (0.90, -0.20), (0.60, 0.10)),
-              _wing((0.05, 0.0), (0.66, 0.06), (0.58, 0.55), (0.36, 0.95), (0.48, 1.55), (0.26, 1.58), (0.16, 0.95), (0.08, 0.55)))  # fmt: skip
+BROAD = Wings(
+    _wing((0.05, 0.0), (0.35, -0.55), (0.98, -0.85), (1.05, -0.45), (0.72, 0.08)),
+    _wing((0.05, 0.02), (0.68, 0.05), (0.86, 0.45), (0.52, 0.86), (0.12, 0.62)),
+)
+LEAFY = Wings(
+    _wing((0.05, 0.0), (0.45, -0.75), (0.86, -0.92), (0.92, -0.30), (0.62, 0.12)),
+    _wing((0.05, 0.0), (0.78, 0.02), (0.95, 0.48), (0.66, 0.80), (0.14, 0.60)),
+)
+TAILED = Wings(
+    _wing((0.05, -0.02), (0.50, -0.62), (1.10, -0.78), (0.92, -0.30), (0.55, 0.10)),
+    _wing(
+        (0.05, 0.0), (0.62, 0.06), (0.74, 0.48), (0.62, 0.70), (0.68, 1.18), (0.50, 1.20), (0.42, 0.78), (0.10, 0.62)
+    ),
+)
+LONG = Wings(
+    _wing((0.05, -0.05), (0.60, -0.50), (1.30, -0.42), (1.25, -0.18), (0.60, 0.06)),
+    _wing((0.05, 0.0), (0.60, 0.06), (0.86, 0.32), (0.50, 0.50), (0.10, 0.38)),
+)
+LUNAR = Wings(
+    _wing((0.05, 0.0), (0.40, -0.62), (1.00, -0.72), (0.90, -0.20), (0.60, 0.10)),
+    _wing(
+        (0.05, 0.0), (0.66, 0.06), (0.58, 0.55), (0.36, 0.95), (0.48, 1.55), (0.26, 1.58), (0.16, 0.95), (0.08, 0.55)
+    ),
+)
 
 
 def _inward(outline: np.ndarray, amount: float) -> np.ndarray:
@@ -306,26 +325,36 @@ def _inward(outline: np.ndarray, amount: float) -> np.ndarray:
     return centre + (outline - centre) * amount
 
 
-def butterfly(c: Canvas, rng: np.random.Generator, colour: Colour, count: int, *, wings: Wings, border: Colour | None = None,
-              inset: float = 0.8, veins: bool = False, stripes: int = 0, eyes: bool = False, dots: bool = False, spot: bool = False,
-              feathered: bool = False, body: Colour = DARK) -> None:  # fmt: skip
+def butterfly(
+    c: Canvas,
+    rng: np.random.Generator,
+    colour: Colour,
+    count: int,
+    *,
+    wings: Wings,
+    border: Colour | None = None,
+    inset: float = 0.8,
+    veins: bool = False,
+    stripes: int = 0,
+    eyes: bool = False,
+    dots: bool = False,
+    spot: bool = False,
+    feathered: bool = False,
+    body: Colour = DARK,
+) -> None:
     """A butterfly from above. Its pattern is what the keywords add to `wings`."""
     open_ = rng.uniform(0.80, 1.05)  # how far the wings are spread
     for side in (-1, 1):
-        for name, outline in (("hind", wings.hind), ("fore", wings.fore)):
+        for _, outline in (("hind", wings.hind), ("fore", wings.fore)):
             shade = rng.uniform(0.88, 1.0)
             flip = np.array([side * open_, 1.0])
-            c.polygon(
-                outline * flip, border if border is not None else colour, shade if border is None else 1.0
-            )
+            c.polygon(outline * flip, border if border is not None else colour, shade if border is None else 1.0)
             if border is not None:
                 c.polygon(_inward(outline, inset) * flip, colour, shade)
             centre, reach = outline.mean(0), outline[np.argmax(np.linalg.norm(outline, axis=1))]
             if veins:
                 for spread in (-0.45, -0.1, 0.3):
-                    c.stroke(
-                        np.array([[0.06, 0.0], rotate(reach[None] * 0.92, spread)[0]]) * flip, 0.045, DARK
-                    )
+                    c.stroke(np.array([[0.06, 0.0], rotate(reach[None] * 0.92, spread)[0]]) * flip, 0.045, DARK)
             for k in range(stripes):
                 along = 0.30 + 0.26 * k
                 foot, across = reach * along, rotate(reach[None], np.pi / 2)[0] * (0.25 - 0.03 * k)
@@ -395,28 +424,89 @@ def _butterfly(name: str, group: str, colours: str, **traits: Any) -> Species:
 
 _GOLD: Colour = (0.97, 0.74, 0.12)
 
-SPECIES: dict[str, Species] = {s.name: s for s in (
-    _flower("daisy", "base", "white pink cream", counts=(13, 15, 17), length=1.0, width=0.22, tip=0.9, heart=0.26, heart_colour=_GOLD),
-    _flower("sunflower", "base", "yellow orange", counts=(17, 19, 21), length=1.08, width=0.34, tip=0.35, rings=2, heart=0.48, heart_colour=(0.33, 0.18, 0.09)),
-    _flower("poppy", "base", "red orange pink", counts=(4,), length=1.0, width=1.25, tip=1.2, heart=0.20, heart_colour=DARK, blotch=(0.12, 0.06, 0.10)),
-    _flower("pansy", "base", "purple yellow white blue", pansy),
-    _flower("tulip", "base", "red yellow pink purple white", tulip, upright=True),
-    _flower("rose", "base", "red pink yellow white", rose),
-    _flower("harebell", "base", "blue violet purple", bells, counts=(3, 4), upright=True),
-    _butterfly("monarch", "base", "orange red", wings=BROAD, border=DARK, inset=0.82, veins=True, dots=True),
-    _butterfly("morpho", "base", "blue violet", wings=BROAD, border=DARK, inset=0.72),
-    _butterfly("swallowtail", "base", "yellow cream white", wings=TAILED, stripes=3),
-    _butterfly("brimstone", "base", "yellow green white", wings=LEAFY, spot=True, body=(0.45, 0.36, 0.22)),
-    _butterfly("peacock", "base", "red brown purple", wings=LEAFY, eyes=True),
-    _flower("lily", "novel", "white pink orange", counts=(6,), length=1.15, width=0.46, tip=0.45, heart=0.12, heart_colour=(0.62, 0.72, 0.25), spots=True),
-    _flower("dahlia", "novel", "purple red orange pink", counts=(11, 13), length=1.02, width=0.42, tip=0.6, rings=5, heart=0.10, heart_colour=_GOLD),
-    _flower("iris", "novel", "violet blue yellow white", iris, upright=True),
-    _flower("lotus", "novel", "pink white cream", lotus, upright=True),
-    _flower("foxglove", "novel", "pink purple white", foxglove, upright=True),
-    _butterfly("longwing", "novel", "yellow white cream", wings=LONG, border=DARK, inset=0.0, stripes=3),
-    _butterfly("moonmoth", "novel", "green cream yellow", wings=LUNAR, spot=True, feathered=True, body=(0.86, 0.80, 0.62)),
-    _butterfly("glasswing", "novel", "white green blue", wings=LONG, border=(0.42, 0.16, 0.08), inset=0.74, veins=True),
-)}  # fmt: skip
+SPECIES: dict[str, Species] = {
+    s.name: s
+    for s in (
+        _flower(
+            "daisy",
+            "base",
+            "white pink cream",
+            counts=(13, 15, 17),
+            length=1.0,
+            width=0.22,
+            tip=0.9,
+            heart=0.26,
+            heart_colour=_GOLD,
+        ),
+        _flower(
+            "sunflower",
+            "base",
+            "yellow orange",
+            counts=(17, 19, 21),
+            length=1.08,
+            width=0.34,
+            tip=0.35,
+            rings=2,
+            heart=0.48,
+            heart_colour=(0.33, 0.18, 0.09),
+        ),
+        _flower(
+            "poppy",
+            "base",
+            "red orange pink",
+            counts=(4,),
+            length=1.0,
+            width=1.25,
+            tip=1.2,
+            heart=0.20,
+            heart_colour=DARK,
+            blotch=(0.12, 0.06, 0.10),
+        ),
+        _flower("pansy", "base", "purple yellow white blue", pansy),
+        _flower("tulip", "base", "red yellow pink purple white", tulip, upright=True),
+        _flower("rose", "base", "red pink yellow white", rose),
+        _flower("harebell", "base", "blue violet purple", bells, counts=(3, 4), upright=True),
+        _butterfly("monarch", "base", "orange red", wings=BROAD, border=DARK, inset=0.82, veins=True, dots=True),
+        _butterfly("morpho", "base", "blue violet", wings=BROAD, border=DARK, inset=0.72),
+        _butterfly("swallowtail", "base", "yellow cream white", wings=TAILED, stripes=3),
+        _butterfly("brimstone", "base", "yellow green white", wings=LEAFY, spot=True, body=(0.45, 0.36, 0.22)),
+        _butterfly("peacock", "base", "red brown purple", wings=LEAFY, eyes=True),
+        _flower(
+            "lily",
+            "novel",
+            "white pink orange",
+            counts=(6,),
+            length=1.15,
+            width=0.46,
+            tip=0.45,
+            heart=0.12,
+            heart_colour=(0.62, 0.72, 0.25),
+            spots=True,
+        ),
+        _flower(
+            "dahlia",
+            "novel",
+            "purple red orange pink",
+            counts=(11, 13),
+            length=1.02,
+            width=0.42,
+            tip=0.6,
+            rings=5,
+            heart=0.10,
+            heart_colour=_GOLD,
+        ),
+        _flower("iris", "novel", "violet blue yellow white", iris, upright=True),
+        _flower("lotus", "novel", "pink white cream", lotus, upright=True),
+        _flower("foxglove", "novel", "pink purple white", foxglove, upright=True),
+        _butterfly("longwing", "novel", "yellow white cream", wings=LONG, border=DARK, inset=0.0, stripes=3),
+        _butterfly(
+            "moonmoth", "novel", "green cream yellow", wings=LUNAR, spot=True, feathered=True, body=(0.86, 0.80, 0.62)
+        ),
+        _butterfly(
+            "glasswing", "novel", "white green blue", wings=LONG, border=(0.42, 0.16, 0.08), inset=0.74, veins=True
+        ),
+    )
+}
 
 BASE = tuple(s.name for s in SPECIES.values() if s.group == "base")
 NOVEL = tuple(s.name for s in SPECIES.values() if s.group == "novel")
@@ -444,9 +534,7 @@ def _scene(rng: np.random.Generator, name: str, size: int) -> Image.Image:
         + rng.normal(0, 0.03, (16, 16, 1))
         + rng.normal(0, 0.008, (16, 16, 3))
     )
-    scene = Image.fromarray((small.clip(0, 1) * 255).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
+    scene = Image.fromarray((small.clip(0, 1) * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     paint = ImageDraw.Draw(scene, "RGBA")
     for _ in range(rng.integers(2, 6)):  # bokeh
         x, y, r = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0.04, 0.13) * size
@@ -468,9 +556,7 @@ def _caption(rng: np.random.Generator, species: Species, colour: str, background
     parts = ""
     if 0 < count < len(NUMBERS):
         parts = f" with {NUMBERS[count]} {'bells' if species.draw is bells else 'petals'}"
-    caption = str(rng.choice(_CAPTIONS)).format(
-        name=species.name, colour=colour, background=background, parts=parts
-    )
+    caption = str(rng.choice(_CAPTIONS)).format(name=species.name, colour=colour, background=background, parts=parts)
     return caption.replace("a orange", "an orange").replace("a iris", "an iris")
 
 
@@ -495,9 +581,7 @@ def draw(name: str, index: int, seed: int = 0, size: int = 64) -> Picture:
     tint = tuple(np.clip(np.array(COLOURS[colour]) + rng.normal(0, 0.035, 3), 0, 1).tolist())
     species.draw(canvas, rng, tint, count, **species.traits)
     image = np.asarray(canvas.image.reduce(SUPERSAMPLE), np.float32) / 255
-    image = (image * rng.uniform(0.95, 1.05, 3) + rng.normal(0, 0.008, image.shape)).clip(
-        0, 1
-    )  # white balance, grain
+    image = (image * rng.uniform(0.95, 1.05, 3) + rng.normal(0, 0.008, image.shape)).clip(0, 1)  # white balance, grain
     mask = np.asarray(canvas.mask.reduce(SUPERSAMPLE), np.float32) / 255
     return Picture(
         (image * 255).round().astype(np.uint8),

@@ -35,9 +35,7 @@ def draw_rows(count: int, size: int, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
     """Scaled latents of `images` (N, 3, H, W) uint8 as mean and standard deviation, each (N, C, H/8, W/8)."""
-    posteriors = [
-        vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)
-    ]
+    posteriors = [vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
     scale = vae.config.scaling_factor
     return torch.cat([p.mean for p in posteriors]).contiguous() * scale, torch.cat(
         [p.std for p in posteriors]
@@ -62,7 +60,8 @@ def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Seque
 
 @dataclass(frozen=True)
 class LatentSet:
-    """`mean`, `std` (N, C, h, w), scaled; `labels` (N,) into `classes`; `captions` (N,) rows of `prompts` (P, tokens, width).
+    """`mean`, `std` (N, C, h, w), scaled; `labels` (N,) into `classes`; `captions` (N,) rows of `prompts`
+    (P, tokens, width).
 
     `texts` are the captions behind `prompts`; row 0 is the empty one, which caption dropout takes.
     """
@@ -94,19 +93,12 @@ class LatentSet:
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """One draw of the latents of `rows`, (len(rows), C, h, w)."""
-        return self.mean[rows] + self.std[rows] * torch.randn(
-            len(rows), *self.mean.shape[1:], generator=generator
-        )
+        return self.mean[rows] + self.std[rows] * torch.randn(len(rows), *self.mean.shape[1:], generator=generator)
 
     def save(self, folder: Path) -> None:
-        tensors = {
-            name: getattr(self, name).contiguous()
-            for name in ("mean", "std", "labels", "captions", "prompts")
-        }
+        tensors = {name: getattr(self, name).contiguous() for name in ("mean", "std", "labels", "captions", "prompts")}
         save_file(tensors, folder / "latents.safetensors")
-        (folder / "latents.json").write_text(
-            json.dumps({"classes": self.classes, "texts": self.texts}, indent=1)
-        )
+        (folder / "latents.json").write_text(json.dumps({"classes": self.classes, "texts": self.texts}, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> LatentSet:
@@ -147,10 +139,7 @@ class Noised:
 
     def to(self, device: torch.device) -> Noised:
         return Noised(
-            *(
-                getattr(self, name).to(device, non_blocking=True)
-                for name in ("noisy", "target", "timestep", "prompt")
-            )
+            *(getattr(self, name).to(device, non_blocking=True) for name in ("noisy", "target", "timestep", "prompt"))
         )
 
     def __len__(self) -> int:
@@ -176,6 +165,4 @@ def noised_batch(
 ) -> Noised:
     """A training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
     keep = torch.rand(len(rows), generator=generator) >= dropout
-    return noised(
-        latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep], scheduler, generator
-    )
+    return noised(latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep], scheduler, generator)

@@ -50,9 +50,7 @@ def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Ten
         temperature,
         "must be above 0 and finite",
     )
-    return F.log_softmax(
-        READINGS[reading](x.to(_WIDE.get(x.device.type, torch.float64))) / temperature, dim=-1
-    )
+    return F.log_softmax(READINGS[reading](x.to(_WIDE.get(x.device.type, torch.float64))) / temperature, dim=-1)
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -127,7 +125,7 @@ def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KDCLoss:
-    """KDC-Diff (6): alpha soft + (1 - alpha) hard + beta feature + gamma mse. The paper prints no values for the weights.
+    """KDC-Diff (6): alpha soft + (1 - alpha) hard + beta feature + gamma mse. The paper prints no weights.
 
     Calling it gives the scalar and each term, detached. A term of weight zero is still computed: it is logged.
     """
@@ -148,8 +146,15 @@ class KDCLoss:
         check(self.reading in READINGS, "reading", self.reading, f"must be one of {', '.join(READINGS)}")
         check(self.label in LABELS, "label", self.label, f"must be one of {', '.join(LABELS)}")
 
-    def __call__(self, *, student: Tensor, teacher: Tensor, target: Tensor, student_features: Sequence[Tensor],
-                 teacher_features: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    def __call__(
+        self,
+        *,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {
             "soft": soft_target_loss(student, teacher, self.temperature, self.reading),
             "hard": hard_target_loss(student, teacher, target, self.reading, self.label),

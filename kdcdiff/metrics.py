@@ -62,8 +62,7 @@ def predictions(images: Images, classifier: nn.Module, batch_size: int = 32) -> 
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     with torch.no_grad():
         laid_out = (
-            part.to(device).contiguous(memory_format=torch.channels_last)
-            for part in batches(images, batch_size)
+            part.to(device).contiguous(memory_format=torch.channels_last) for part in batches(images, batch_size)
         )
         return torch.cat([classifier(part).argmax(1).cpu() for part in laid_out])
 
@@ -94,9 +93,7 @@ def accuracy_per_class(
     hits, labels = _hits(images, labels, classifier)
     counted = [(name, hits[labels == i]) for i, name in enumerate(classes)]
     return {
-        name: proportion(int(own.sum()), len(own), extractor=name_of(classifier))
-        for name, own in counted
-        if len(own)
+        name: proportion(int(own.sum()), len(own), extractor=name_of(classifier)) for name, own in counted if len(own)
     }
 
 
@@ -112,8 +109,4 @@ def per_class(
 ) -> dict[str, Estimate]:
     """`metric(generated, real, *args, **own)` within each class that both sets have."""
     rows = {name: (generated_labels == i, real_labels == i) for i, name in enumerate(classes)}
-    return {
-        name: metric(generated[a], real[b], *args, **own)
-        for name, (a, b) in rows.items()
-        if a.any() and b.any()
-    }
+    return {name: metric(generated[a], real[b], *args, **own) for name, (a, b) in rows.items() if a.any() and b.any()}

@@ -18,14 +18,27 @@ PALETTE = {"teacher": "#33658a", "student": "#d1495b", "neutral": "#8d99ae", "go
 def use_style() -> None:
     """Set the style of every figure of the book."""
     sns.set_theme(context="notebook", style="whitegrid", palette="deep", font_scale=0.9)
-    plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False, "image.interpolation": "nearest"})
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "image.interpolation": "nearest",
+        }
+    )
 
 
-def picture_grid(images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[str] = (), side: float = 0.85) -> Figure:
+def picture_grid(
+    images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[str] = (), side: float = 0.85
+) -> Figure:
     """Images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns."""
     count = (len(images) + columns - 1) // columns
     margin = 1.3 if rows else 0.1
-    figure, axes = plt.subplots(count, columns, figsize=(columns * side + margin, count * side + (0.25 if titles else 0)), squeeze=False)
+    figure, axes = plt.subplots(
+        count, columns, figsize=(columns * side + margin, count * side + (0.25 if titles else 0)), squeeze=False
+    )
     figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     for place, axis in enumerate(axes.flat):
         axis.set(xticks=[], yticks=[])
@@ -40,19 +53,34 @@ def picture_grid(images: Tensor, columns: int, *, rows: Sequence[str] = (), titl
     return figure
 
 
-def bars(values: Mapping[str, tuple[float, float, float]], *, unit: str, colours: Sequence[str] | None = None, limit: tuple[float, float] | None = None) -> Figure:
+def bars(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    unit: str,
+    colours: Sequence[str] | None = None,
+    limit: tuple[float, float] | None = None,
+) -> Figure:
     """Horizontal bars with intervals: label -> (value, low, high)."""
     figure, axis = plt.subplots(figsize=(6.4, 0.38 * len(values) + 0.8))
     labels, numbers = list(values), np.array(list(values.values()))
     errors = np.abs(numbers[:, 1:].T - numbers[:, 0]).reshape(2, -1)
-    axis.barh(labels, numbers[:, 0], xerr=errors, color=colours or PALETTE["teacher"], error_kw={"ecolor": "#333333", "capsize": 2}, height=0.7)
+    axis.barh(
+        labels,
+        numbers[:, 0],
+        xerr=errors,
+        color=colours or PALETTE["teacher"],
+        error_kw={"ecolor": "#333333", "capsize": 2},
+        height=0.7,
+    )
     axis.invert_yaxis()
     axis.set(xlabel=unit, **({"xlim": limit} if limit else {}))
     axis.grid(axis="y", visible=False)
     return figure
 
 
-def curves(log: Sequence[Mapping[str, float]], names: Sequence[str], *, ylabel: str = "loss", logarithmic: bool = True) -> Figure:
+def curves(
+    log: Sequence[Mapping[str, float]], names: Sequence[str], *, ylabel: str = "loss", logarithmic: bool = True
+) -> Figure:
     """Terms of a training log against its steps."""
     figure, axis = plt.subplots(figsize=(6.4, 3.2))
     for name in names:
@@ -62,12 +90,36 @@ def curves(log: Sequence[Mapping[str, float]], names: Sequence[str], *, ylabel: 
     return figure
 
 
-def matrix(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "", axis: Axes | None = None, **style: Any) -> Axes:
+def matrix(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    axis: Axes | None = None,
+    **style: Any,
+) -> Axes:
     """A heat map with its numbers; NaN stays blank."""
     if axis is None:
         _, axis = plt.subplots(figsize=(0.62 * len(columns) + 1.6, 0.42 * len(rows) + 1.0))
-    sns.heatmap(values, mask=np.isnan(values), vmin=0, vmax=1, cmap="crest", annot=True, fmt=".2f", annot_kws={"fontsize": 7}, cbar=False, square=False,
-                xticklabels=columns, yticklabels=rows, ax=axis, linewidths=0.5, **style)  # fmt: skip
+    sns.heatmap(
+        values,
+        mask=np.isnan(values),
+        vmin=0,
+        vmax=1,
+        cmap="crest",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"fontsize": 7},
+        cbar=False,
+        square=False,
+        xticklabels=columns,
+        yticklabels=rows,
+        ax=axis,
+        linewidths=0.5,
+        **style,
+    )
+    axis.grid(False)
     axis.set_title(title, fontsize="medium")
     axis.tick_params(axis="x", rotation=45)
     return axis

@@ -3,7 +3,7 @@
 Six trainings with the loop of `kdcdiff.training`, each resumable:
 
 1. text        a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
-2. eye         a classifier of the base classes; its feature maps are the autoencoder's perceptual loss, as LPIPS is SD's
+2. eye         a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder on the base classes, under flips and exposure
 4. unet        the denoiser on the cached latents of the base classes
 5. classifier  the in-domain judge, on real images of all classes
@@ -81,9 +81,7 @@ def train_clip(
         rows = draw_rows(batch, len(images), generator)
         return {"pixels": to_signed(images.images[rows]), "captions": caption_ids[rows]}
 
-    def loss(
-        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(input_ids=tokens.to(data["pixels"].device)[data["captions"]], pixel_values=data["pixels"])
         same = (data["captions"][:, None] == data["captions"][None, :]).float()
         target = same / same.sum(1, keepdim=True)
@@ -120,13 +118,11 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def perceptual_distance(eye: stack.Classifier, output: Tensor, target: Tensor) -> Tensor:
-    """LPIPS's form (Zhang et al. 2018): squared distance of unit-length features, summed over stages. Signed images in."""
+    """LPIPS's form (Zhang et al. 2018): squared distance of unit features, summed over stages. Signed images."""
     with torch.no_grad():
         wanted = eye.maps((target + 1) / 2)
     pairs = zip(eye.maps((output + 1) / 2), wanted, strict=True)
-    return torch.stack(
-        [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]
-    ).sum()
+    return torch.stack([(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]).sum()
 
 
 def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,8 +134,20 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return ((pixels + 1) * exposure - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def train_autoencoder(vae: AutoencoderKL, images: Tensor, eye: stack.Classifier, *, steps: int, batch: int, lr: float, seed: int, folder: Path | None,
-                      kl_weight: float = Recipe.kl_weight, perceptual_weight: float = Recipe.perceptual_weight, describe: str = "autoencoder") -> None:  # fmt: skip
+def train_autoencoder(
+    vae: AutoencoderKL,
+    images: Tensor,
+    eye: stack.Classifier,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    folder: Path | None,
+    kl_weight: float = Recipe.kl_weight,
+    perceptual_weight: float = Recipe.perceptual_weight,
+    describe: str = "autoencoder",
+) -> None:
     """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
     vae.to(memory_format=torch.channels_last)
 
@@ -163,9 +171,7 @@ def train_autoencoder(vae: AutoencoderKL, images: Tensor, eye: stack.Classifier,
             "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator),
         }
 
-    def loss(
-        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         output, kl = model(data["pixels"], data["noise"])
         reconstruction = reconstruction_loss(output, data["pixels"])
         perceptual = perceptual_distance(eye.to(output.device), output, data["pixels"])
@@ -191,29 +197,34 @@ def train_autoencoder(vae: AutoencoderKL, images: Tensor, eye: stack.Classifier,
     )
     with torch.no_grad():
         sample = images[:: max(1, len(images) // 512)]
-        deviation = torch.cat(
-            [vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]
-        ).std()
+        deviation = torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]).std()
     vae.register_to_config(scaling_factor=round(1 / deviation.item(), 4))
 
 
 # --- U-Net ---------------------------------------------------------------------------------------------------
 
 
-def train_unet(pipeline: StableDiffusionPipeline, latents: LatentSet, *, steps: int, batch: int, lr: float, dropout: float, ema: float, seed: int,
-               folder: Path | None, describe: str = "unet") -> None:  # fmt: skip
+def train_unet(
+    pipeline: StableDiffusionPipeline,
+    latents: LatentSet,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    dropout: float,
+    ema: float,
+    seed: int,
+    folder: Path | None,
+    describe: str = "unet",
+) -> None:
     """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place."""
     unet = pipeline.unet.to(memory_format=torch.channels_last)
 
     def batch_of(step: int, generator: torch.Generator) -> Noised:
-        return noised_batch(
-            latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout
-        )
+        return noised_batch(latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout)
 
     def loss(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.mse_loss(
-            model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target
-        ), {}
+        return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
 
     fit(
         unet,
@@ -260,9 +271,7 @@ def train_classifier(
             "labels": images.labels[rows],
         }
 
-    def loss(
-        model: nn.Module, data: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return F.cross_entropy(model(data["pixels"]), data["labels"], label_smoothing=0.05), {}
 
     fit(
@@ -327,22 +336,39 @@ def fine_tune(
 
 
 def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
-    """Run the recipe in `work` (resumable), then write `out`: pipeline, classifier, clip, logs, provenance, checksums."""
+    """Run the recipe in `work` (resumable), then write `out`: pipeline, classifier, clip, logs, checksums."""
     base = load_flora("train", flora.BASE, recipe.images_per_class, recipe.seed)
     everything = load_flora("train", tuple(flora.SPECIES), recipe.extractor_images_per_class, recipe.seed)
     started = time.perf_counter()
 
     tokenizer = stack.train_tokenizer(base.captions)
-    text = train_clip(
-        base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text"
-    )
+    text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
     eye = train_classifier(base, recipe.eye_steps, recipe.classifier_batch, recipe.seed, work / "eye", "eye")
     vae = stack.new_autoencoder(recipe.seed)
-    train_autoencoder(vae, base.images, eye, steps=recipe.autoencoder_steps, batch=recipe.autoencoder_batch, lr=recipe.autoencoder_lr, seed=recipe.seed,
-                      folder=work / "autoencoder", kl_weight=recipe.kl_weight, perceptual_weight=recipe.perceptual_weight)  # fmt: skip
+    train_autoencoder(
+        vae,
+        base.images,
+        eye,
+        steps=recipe.autoencoder_steps,
+        batch=recipe.autoencoder_batch,
+        lr=recipe.autoencoder_lr,
+        seed=recipe.seed,
+        folder=work / "autoencoder",
+        kl_weight=recipe.kl_weight,
+        perceptual_weight=recipe.perceptual_weight,
+    )
     pipeline = stack.assemble(vae, stack.new_unet(recipe.seed), stack.text_encoder_of(text), tokenizer)
-    train_unet(pipeline, encode_set(pipeline, base), steps=recipe.unet_steps, batch=recipe.unet_batch, lr=recipe.unet_lr,
-               dropout=recipe.caption_dropout, ema=recipe.ema, seed=recipe.seed, folder=work / "unet")  # fmt: skip
+    train_unet(
+        pipeline,
+        encode_set(pipeline, base),
+        steps=recipe.unet_steps,
+        batch=recipe.unet_batch,
+        lr=recipe.unet_lr,
+        dropout=recipe.caption_dropout,
+        ema=recipe.ema,
+        seed=recipe.seed,
+        folder=work / "unet",
+    )
     classifier = train_classifier(
         everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier"
     )
@@ -369,9 +395,16 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     )
 
 
-def publish(pipeline: StableDiffusionPipeline, classifier: stack.Classifier, scorer: CLIPModel, scorer_tokenizer: CLIPTokenizer, work: Path, out: Path,
-            words: dict[str, Any]) -> None:  # fmt: skip
-    """Write `out`, in fp16 and whole or not at all: the weights, the logs of `work`, provenance with `words`, checksums."""
+def publish(
+    pipeline: StableDiffusionPipeline,
+    classifier: stack.Classifier,
+    scorer: CLIPModel,
+    scorer_tokenizer: CLIPTokenizer,
+    work: Path,
+    out: Path,
+    words: dict[str, Any],
+) -> None:
+    """Write `out`, in fp16 and whole or not at all: the weights, `work`'s logs, provenance with `words`, checksums."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)

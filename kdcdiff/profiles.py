@@ -53,7 +53,7 @@ class Profile:
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
     variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
-    distill_steps: int = _size(900, 1)
+    distill_steps: int = _size(700, 1)
     distill_batch: int = _size(32, 1)
     learning_rate: float = _size(6e-4, 1e-8, 1e-1)
     alpha: float = _size(0.9, 0.0, 1.0)  # the soft-target loss's share; the hard one has the rest
@@ -63,11 +63,11 @@ class Profile:
 
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
-    continual_steps: int = _size(60, 1)  # steps for each
+    continual_steps: int = _size(80, 1)  # steps for each
     continual_batch: int = _size(32, 1)
     continual_rate: float = _size(4e-4, 1e-8, 1e-1)  # learning rate
     continual_images: int = _size(16, 2)  # generated per class after every stage
-    capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
+    capacity: int = _size(160, 1)  # latents in the replay buffer in all: an eighth of the novel pictures
     policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
 
     # generation and evaluation
@@ -134,9 +134,7 @@ def get(name: str, /, **overrides: Any) -> Profile:
     """
     check(name in PROFILES, "profile", name, f"must be one of {', '.join(PROFILES)}")
     given = {field: value for field, value in overrides.items() if value is not None}
-    return dataclasses.replace(
-        PROFILES[name], **{field: checked(field, value) for field, value in given.items()}
-    )
+    return dataclasses.replace(PROFILES[name], **{field: checked(field, value) for field, value in given.items()})
 
 
 def allowed() -> list[str]:
@@ -155,9 +153,7 @@ def checked(name: str, value: Any) -> Any:
     words = {int: "a whole number", float: "a number", str: "a word", bool: "True or False"}[kind]
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     limits = [f"at {end} {limit:g}" for end, limit in (("least", low), ("most", high)) if limit is not None]
-    expected = "must be " + (
-        f"one of {', '.join(map(str, choices))}" if choices else ", ".join([words, *limits])
-    )
+    expected = "must be " + (f"one of {', '.join(map(str, choices))}" if choices else ", ".join([words, *limits]))
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value == "":
         raise UserError(f"{name}={value!r}: {expected}")
     if kind is float:

@@ -86,9 +86,7 @@ def commit() -> str | None:
     """The source's git commit (with `+` after it if the tree differs), or None outside a checkout."""
     here = Path(__file__).resolve().parent.parent
     try:
-        run = functools.partial(
-            subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
+        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
         if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()).resolve() != here:
             return None
         dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()

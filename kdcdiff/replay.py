@@ -46,7 +46,11 @@ def _herding(latents: Tensor, generator: torch.Generator) -> Tensor:
     return torch.tensor(order)
 
 
-POLICIES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"reservoir": _reservoir, "ring": _ring, "herding": _herding}
+POLICIES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "reservoir": _reservoir,
+    "ring": _ring,
+    "herding": _herding,
+}
 
 
 class Sample(NamedTuple):
@@ -89,12 +93,29 @@ class LatentReplayBuffer:
     def add_class(self, name: str, latents: Tensor, captions: Sequence[str]) -> None:
         """Equation (4): take a sample of a finished class, and shrink the others to make room."""
         check(name not in self._latents, "class", name, "is in the buffer already")
-        check(latents.ndim == 4 and len(latents) > 0, "latents", tuple(latents.shape), "must be (n, C, h, w) with at least one row")
-        check(len(captions) == len(latents), "captions", len(captions), f"must be as many as the latents, {len(latents)}")
-        check(len(self._latents) < self.capacity, "capacity", self.capacity, f"cannot hold {len(self._latents) + 1} classes")
+        check(
+            latents.ndim == 4 and len(latents) > 0,
+            "latents",
+            tuple(latents.shape),
+            "must be (n, C, h, w) with at least one row",
+        )
+        check(
+            len(captions) == len(latents), "captions", len(captions), f"must be as many as the latents, {len(latents)}"
+        )
+        check(
+            len(self._latents) < self.capacity,
+            "capacity",
+            self.capacity,
+            f"cannot hold {len(self._latents) + 1} classes",
+        )
         check(bool(latents.isfinite().all()), "latents", name, "must be finite")
         for rows in list(self._latents.values())[:1]:
-            check(rows.shape[1:] == latents.shape[1:], "latents", tuple(latents.shape[1:]), f"must be {tuple(rows.shape[1:])}, as those of the buffer")
+            check(
+                rows.shape[1:] == latents.shape[1:],
+                "latents",
+                tuple(latents.shape[1:]),
+                f"must be {tuple(rows.shape[1:])}, as those of the buffer",
+            )
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self._latents))
         *old, own = self._quotas(len(self._latents) + 1)
         order = POLICIES[self.policy](latents, generator)[:own]
@@ -115,15 +136,26 @@ class LatentReplayBuffer:
         owners = torch.searchsorted(ends, rows, right=True)
         places = (rows - (ends - counts)[owners]).tolist()
         picked = [(names[o], p) for o, p in zip(owners.tolist(), places, strict=True)]
-        return Sample(torch.stack([self._latents[name][p] for name, p in picked]), [self._captions[name][p] for name, p in picked])
+        return Sample(
+            torch.stack([self._latents[name][p] for name, p in picked]), [self._captions[name][p] for name, p in picked]
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the buffer; each file appears whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({f"{i:06d}": rows.contiguous() for i, rows in enumerate(self._latents.values())}, folder / "latents.partial")
+        save_file(
+            {f"{i:06d}": rows.contiguous() for i, rows in enumerate(self._latents.values())}, folder / "latents.partial"
+        )
         digest = hashlib.sha256((folder / "latents.partial").read_bytes()).hexdigest()
-        words = {"capacity": self.capacity, "policy": self.policy, "seed": self.seed, "classes": list(self._latents), "captions": list(self._captions.values()), "sha256": digest}
+        words = {
+            "capacity": self.capacity,
+            "policy": self.policy,
+            "seed": self.seed,
+            "classes": list(self._latents),
+            "captions": list(self._captions.values()),
+            "sha256": digest,
+        }
         (folder / "buffer.partial").write_text(json.dumps(words))
         os.replace(folder / "latents.partial", folder / "latents.safetensors")
         os.replace(folder / "buffer.partial", folder / "buffer.json")
@@ -137,7 +169,12 @@ class LatentReplayBuffer:
             digest = hashlib.sha256((folder / "latents.safetensors").read_bytes()).hexdigest()
         except (OSError, ValueError) as error:
             raise UserError(f"buffer={str(folder)!r}: cannot be read ({error})") from error
-        check(digest == words["sha256"], "buffer", str(folder), "latents.safetensors does not match its checksum: cut short or altered")
+        check(
+            digest == words["sha256"],
+            "buffer",
+            str(folder),
+            "latents.safetensors does not match its checksum: cut short or altered",
+        )
         buffer = cls(words["capacity"], words["policy"], words["seed"])
         tensors = load_file(folder / "latents.safetensors")
         buffer._latents = {name: tensors[f"{i:06d}"] for i, name in enumerate(words["classes"])}

@@ -78,9 +78,7 @@ class Results:
         low_high = None if interval is None else (_number(name, interval[0]), _number(name, interval[1]))
         if low_high and low_high[0] > low_high[1]:
             raise ValueError(f"{name}: its interval {low_high} runs backwards")
-        result = Result(
-            name, _number(name, value), str(unit), low_high, None if n is None else int(n), **where
-        )
+        result = Result(name, _number(name, value), str(unit), low_high, None if n is None else int(n), **where)
         with self._changed() as data:
             entry = _entry(result)
             before = data["results"].setdefault(name, entry)
@@ -124,9 +122,7 @@ class Results:
                 name = f"stage.{entry['stage']}.{what}"
                 before = [results[name].value] if name in results else []
                 value = join([*before, entry[what]])
-                results[name] = Result(
-                    name, value, unit, device=entry["device"], chapter=entry["chapters"][0]
-                )
+                results[name] = Result(name, value, unit, device=entry["device"], chapter=entry["chapters"][0])
         return results
 
     @contextlib.contextmanager

@@ -119,14 +119,10 @@ def _plan(
         known = books.parameters(notebook, chapter.name)
         deaf = books.unread(notebook, known)
         if deaf:
-            raise UserError(
-                f"{chapter.name}: no cell reads the parameter{'s' * (len(deaf) > 1)} {', '.join(deaf)}"
-            )
+            raise UserError(f"{chapter.name}: no cell reads the parameter{'s' * (len(deaf) > 1)} {', '.join(deaf)}")
         declared |= known.keys()
         values = {
-            name: known[name].parse(value, chapter.name)
-            for name, value in (given | dict(own)).items()
-            if name in known
+            name: known[name].parse(value, chapter.name) for name, value in (given | dict(own)).items() if name in known
         }
         for name in values.keys() & set(profiles.allowed()):
             if values[name] is not None:
@@ -142,9 +138,7 @@ def _plan(
     return plan
 
 
-def _execute(
-    book: Book, chapter: Page, values: dict[str, Any], stamp: str, timeout: float
-) -> tuple[float, int]:
+def _execute(book: Book, chapter: Page, values: dict[str, Any], stamp: str, timeout: float) -> tuple[float, int]:
     source, copy = book.root / chapter.path, book.staged / chapter.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.unlink(missing_ok=True)
@@ -195,9 +189,7 @@ def _verify(chapter: Page, notebook: NotebookNode, values: dict[str, Any]) -> No
     }
     for name, value in values.items():
         if repr(arrived.get(name)) != repr(value):
-            raise ChapterFailed(
-                f"{chapter.path.as_posix()}: {name}={value!r} arrived as {arrived.get(name)!r}"
-            )
+            raise ChapterFailed(f"{chapter.path.as_posix()}: {name}={value!r} arrived as {arrived.get(name)!r}")
 
 
 def _cell_word(copy: Path) -> str:

@@ -69,9 +69,7 @@ def make_scheduler(pipeline: StableDiffusionPipeline, name: str | None = None) -
     full = name if name in known else f"{name}Scheduler"
     check(full in known, "scheduler", name, f"must be one of {', '.join(known)}")
     if "skip_prk_steps" in inspect.signature(known[full].__init__).parameters:
-        config.setdefault(
-            "skip_prk_steps", True
-        )  # PNDM as Stable Diffusion ships it; its warm-up needs many steps
+        config.setdefault("skip_prk_steps", True)  # PNDM as Stable Diffusion ships it; its warm-up needs many steps
     return known[full].from_config(config)
 
 
@@ -143,17 +141,13 @@ def _denoise(
     height, width = (size, size) if isinstance(size, int) else size
     shape = (1, unet.config.in_channels, height, width)
     scheduler.set_timesteps(steps, device=device)
-    noise = [
-        torch.randn(shape, generator=g) for g in generators
-    ]  # each image's own, so the batch cannot matter
+    noise = [torch.randn(shape, generator=g) for g in generators]  # each image's own, so the batch cannot matter
     latents = torch.cat(noise).to(device, prompt.dtype) * scheduler.init_noise_sigma
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
     for t in scheduler.timesteps:
         both = torch.cat([latents, latents]) if guided else latents
-        output = unet(
-            scheduler.scale_model_input(both, t), t, encoder_hidden_states=prompt, return_dict=False
-        )[0]
+        output = unet(scheduler.scale_model_input(both, t), t, encoder_hidden_states=prompt, return_dict=False)[0]
         if guided:
             without, conditioned = output.chunk(2)
             output = without + guidance * (conditioned - without)
@@ -190,15 +184,11 @@ def stream(
     encode = _Prompts(pipeline, negative_prompt)
     for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         model.eval()
-    with tqdm(
-        total=sum(map(len, batches)), desc="generating", unit="img", disable=not progress, mininterval=1
-    ) as bar:
+    with tqdm(total=sum(map(len, batches)), desc="generating", unit="img", disable=not progress, mininterval=1) as bar:
         for numbers in batches:
             embedded = encode([prompts[i] for i in numbers], guided)
             generators = [image_generator(seed, i) for i in numbers]
-            latents = _denoise(
-                pipeline, sampler, embedded, generators, steps=steps, guidance=guidance, guided=guided
-            )
+            latents = _denoise(pipeline, sampler, embedded, generators, steps=steps, guidance=guidance, guided=guided)
             images, finite = _decode(pipeline, latents)
             yield numbers, images, finite
             bar.update(len(numbers))
@@ -411,9 +401,7 @@ def generate_to_folder(
     _claim(folder, settings)
     done = {row["file_name"]: row for row in read_metadata(folder)}
     names = [_file_name(i, c) for i, c in enumerate(classes)]
-    todo = [
-        numbers for numbers in split(len(prompts), batch_size) if any(names[i] not in done for i in numbers)
-    ]
+    todo = [numbers for numbers in split(len(prompts), batch_size) if any(names[i] not in done for i in numbers)]
     redone = {names[i] for numbers in todo for i in numbers}
     _rewrite(folder, [row for row in done.values() if row["file_name"] in set(names) - redone])
     start = time.perf_counter()
@@ -429,9 +417,7 @@ def generate_to_folder(
         progress=progress,
     ):
         dark = set(black(images))
-        faults = [
-            "not finite" if not ok else "black" if i in dark else "" for i, ok in enumerate(finite.tolist())
-        ]
+        faults = ["not finite" if not ok else "black" if i in dark else "" for i, ok in enumerate(finite.tolist())]
         write(
             images,
             folder,
@@ -446,8 +432,7 @@ def generate_to_folder(
     rows = sorted(read_metadata(folder), key=lambda row: int(row["index"]))
     _rewrite(folder, rows)  # batches made late go to their place
     named = {
-        fault: tuple(row["file_name"] for row in rows if row["fault"] == fault)
-        for fault in ("not finite", "black")
+        fault: tuple(row["file_name"] for row in rows if row["fault"] == fault) for fault in ("not finite", "black")
     }
     _warn(len(rows), named["not finite"], named["black"])
     return Report(folder, len(rows), len(redone), seconds, named["not finite"], named["black"])
@@ -459,12 +444,8 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(
-                f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder"
-            ) from error
-        differ = ", ".join(
-            f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v
-        )
+            raise UserError(f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder") from error
+        differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v)
         check(
             not differ,
             "folder",
@@ -472,9 +453,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
             f"holds images of other settings ({differ}); choose another folder",
         )
         return
-    check(
-        not (folder / METADATA).exists(), "folder", str(folder), "holds other images; choose another folder"
-    )
+    check(not (folder / METADATA).exists(), "folder", str(folder), "holds other images; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 

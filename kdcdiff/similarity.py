@@ -26,9 +26,7 @@ CLIP_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def clip_cosines(
-    images: Images, prompts: Sequence[str], clip: Clip | tuple[CLIPModel, CLIPTokenizer]
-) -> Tensor:
+def clip_cosines(images: Images, prompts: Sequence[str], clip: Clip | tuple[CLIPModel, CLIPTokenizer]) -> Tensor:
     """cos(image i, prompt i), (N,). UserError: not as many prompts as images."""
     clip = clip if isinstance(clip, Clip) else Clip(*clip)
     texts = sorted(set(prompts))
@@ -44,9 +42,7 @@ def clip_cosines(
             len(prompts),
             f"fewer than the images, at least {start + len(part)}",
         )
-        found.append(
-            cosine_similarity(clip.images(part).cpu(), encoded[[place[p] for p in own]], reduction="none")
-        )
+        found.append(cosine_similarity(clip.images(part).cpu(), encoded[[place[p] for p in own]], reduction="none"))
         start += len(part)
     check(start == len(prompts), "prompts", len(prompts), f"more than the {start} images")
     return torch.cat(found)
@@ -84,9 +80,7 @@ def image_similarity(
     """
     a, b = both(generated, real, extractor)
     unit_a, unit_b = (torch.nn.functional.normalize(f.rows.double()) for f in (a, b))
-    return mean_of(
-        unit_a @ unit_b.mean(0), unit="cosine", extractor=a.extractor, resamples=resamples, seed=seed
-    )
+    return mean_of(unit_a @ unit_b.mean(0), unit="cosine", extractor=a.extractor, resamples=resamples, seed=seed)
 
 
 # --- LPIPS -------------------------------------------------------------------------------------------------
@@ -183,14 +177,12 @@ def lpips_nearest(
         f"must be between 1 and the {len(real)} real images",
     )
     a, b = (torch.cat([extractor(part).cpu() for part in batches(x)]) for x in (generated, real))
-    close = torch.cat(
-        [torch.cdist(part, b).topk(candidates, largest=False).indices for part in a.split(256)]
-    )  # (N, c)
+    close = torch.cat([torch.cdist(part, b).topk(candidates, largest=False).indices for part in a.split(256)])  # (N, c)
     distance = torch.stack([_distances(network, generated, real[close[:, c]]) for c in range(candidates)], 1)
     best, place = distance.min(1)
-    return mean_of(
-        best, unit="nearest", extractor=network.name, resamples=resamples, seed=seed
-    ), close.gather(1, place[:, None])[:, 0]
+    return mean_of(best, unit="nearest", extractor=network.name, resamples=resamples, seed=seed), close.gather(
+        1, place[:, None]
+    )[:, 0]
 
 
 # --- pixels ------------------------------------------------------------------------------------------------
@@ -202,7 +194,5 @@ def psnr(images: Tensor, reference: Tensor, *, resamples: int = 1000, seed: int 
     """
     check(images.shape == reference.shape, "images", tuple(images.shape), f"must be {tuple(reference.shape)}")
     dims = (1, 2, 3)
-    values = peak_signal_noise_ratio(
-        images.float(), reference.float(), data_range=255.0, reduction="none", dim=dims
-    )
+    values = peak_signal_noise_ratio(images.float(), reference.float(), data_range=255.0, reduction="none", dim=dims)
     return mean_of(values, unit="dB", resamples=resamples, seed=seed)

@@ -219,7 +219,7 @@ def assets_key() -> str:
 
 
 def load(name: str | Path = "flora") -> StableDiffusionPipeline:
-    """A pipeline by name (``flora``: the shipped one), folder or hub id; float32 for the shipped one, as found for others."""
+    """A pipeline by name (``flora``: the shipped one), folder or hub id; the shipped one in float32, others as found."""
     if str(name) == "flora":
         folder: str | Path = _checked(ASSETS) / "pipeline"
     else:
@@ -239,9 +239,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"classes": classifier.classes}, indent=1))
-    save_file(
-        {k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors"
-    )
+    save_file({k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors")
 
 
 def classifier(folder: Path | None = None) -> Classifier:

@@ -110,8 +110,16 @@ def _teacher(chapter: Chapter) -> Artifact | None:
 
     def make(work: Path) -> None:
         pipeline, images = stack.load(profile.teacher), ImageSet.load(pictures_.path)
-        pretrain.fine_tune(pipeline, images.of_classes(where.base), eye_steps=profile.classifier_steps // 2, autoencoder_steps=profile.autoencoder_steps, unet_steps=profile.teacher_steps,
-                           batch=profile.distill_batch, seed=chapter.seed, folder=work / "checkpoint")  # fmt: skip
+        pretrain.fine_tune(
+            pipeline,
+            images.of_classes(where.base),
+            eye_steps=profile.classifier_steps // 2,
+            autoencoder_steps=profile.autoencoder_steps,
+            unet_steps=profile.teacher_steps,
+            batch=profile.distill_batch,
+            seed=chapter.seed,
+            folder=work / "checkpoint",
+        )
         pipeline.save_pretrained(work / "pipeline", safe_serialization=True)
 
     return chapter.store.get(
@@ -131,15 +139,33 @@ def teacher(chapter: Chapter) -> StableDiffusionPipeline:
 def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
     profile, latents_ = chapter.profile, _latents(chapter)
     params = {
-        "variant": variant, "steps": profile.distill_steps, "batch": profile.distill_batch, "lr": profile.learning_rate, "seed": chapter.seed,
-        "alpha": objective.alpha, "beta": objective.beta, "gamma": objective.gamma, "temperature": objective.temperature,
-    }  # fmt: skip
+        "variant": variant,
+        "steps": profile.distill_steps,
+        "batch": profile.distill_batch,
+        "lr": profile.learning_rate,
+        "seed": chapter.seed,
+        "alpha": objective.alpha,
+        "beta": objective.beta,
+        "gamma": objective.gamma,
+        "temperature": objective.temperature,
+    }
 
     def make(work: Path) -> None:
         pipeline = teacher(chapter)
         student = surgery.shrink(pipeline.unet, variant)
-        distill(student, pipeline.unet, latents(chapter).of_classes(source(chapter).base), pipeline.scheduler, objective, steps=profile.distill_steps,
-                batch=profile.distill_batch, lr=profile.learning_rate, seed=chapter.seed, folder=work, describe=f"distilling {variant}")  # fmt: skip
+        distill(
+            student,
+            pipeline.unet,
+            latents(chapter).of_classes(source(chapter).base),
+            pipeline.scheduler,
+            objective,
+            steps=profile.distill_steps,
+            batch=profile.distill_batch,
+            lr=profile.learning_rate,
+            seed=chapter.seed,
+            folder=work,
+            describe=f"distilling {variant}",
+        )
         student.save_pretrained(work / "unet", safe_serialization=True)
 
     return chapter.store.get("student", make, params=params, inputs={"latents": latents_})
@@ -255,16 +281,24 @@ def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
     student_, latents_ = _student(chapter, variant, objective_of(chapter)), _latents(chapter)
     order = where.novel[: profile.continual_classes]
     params = {
-        "method": method, "order": order, "steps": profile.continual_steps, "batch": profile.continual_batch, "lr": profile.continual_rate, "capacity": profile.capacity,
-        "policy": profile.policy, "count": profile.continual_images, "sampler": [profile.sampler_steps, profile.guidance], "seed": chapter.seed,
-    }  # fmt: skip
+        "method": method,
+        "order": order,
+        "steps": profile.continual_steps,
+        "batch": profile.continual_batch,
+        "lr": profile.continual_rate,
+        "capacity": profile.capacity,
+        "policy": profile.policy,
+        "count": profile.continual_images,
+        "sampler": [profile.sampler_steps, profile.guidance],
+        "seed": chapter.seed,
+    }
 
     def make(work: Path) -> None:
         pipeline, classifier = student(chapter, variant), judge(chapter)
         stages = 1 if method == "joint" else len(order)
         count, side = profile.continual_images, where.size
         matrix = torch.full((stages, len(order)), float("nan"), dtype=torch.float64)
-        images = torch.zeros((stages, len(order), count, 3, side, side), dtype=torch.uint8)
+        images = torch.full((stages, len(order), count, 3, side, side), 255, dtype=torch.uint8)
 
         def measure(stage: int, unet: UNet2DConditionModel) -> None:
             pipeline.unet = unet
@@ -276,9 +310,20 @@ def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
                 matrix[stage, j] = class_accuracy(made.images[part], made.labels[part], classifier).value
 
         memory = continual.learn(
-            pipeline.unet, latents(chapter), order, pipeline.scheduler, method, steps=profile.continual_steps, batch=profile.continual_batch, lr=profile.continual_rate,
-            capacity=profile.capacity, policy=profile.policy, seed=chapter.seed, folder=work / "checkpoint", after_stage=measure,
-        )  # fmt: skip
+            pipeline.unet,
+            latents(chapter),
+            order,
+            pipeline.scheduler,
+            method,
+            steps=profile.continual_steps,
+            batch=profile.continual_batch,
+            lr=profile.continual_rate,
+            capacity=profile.capacity,
+            policy=profile.policy,
+            seed=chapter.seed,
+            folder=work / "checkpoint",
+            after_stage=measure,
+        )
         base = generate(chapter, pipeline, where.base, max(2, count // 2))
         retention = class_accuracy(base.images, base.labels, classifier).value
         save_file({"matrix": matrix, "images": images}, work / "run.safetensors")

@@ -157,9 +157,7 @@ def dataset_word(dataset: str) -> str:
 
 def copy_pages(book: Book) -> None:
     """Bring the pages and settings in the staging folder up to date; drop what the source no longer has."""
-    wanted = {Path("_config.yml"), Path("_toc.yml")} | {
-        page.path for page in book.pages() if not page.is_chapter
-    }
+    wanted = {Path("_config.yml"), Path("_toc.yml")} | {page.path for page in book.pages() if not page.is_chapter}
     wanted |= {path.relative_to(book.root) for path in (book.root / "book").rglob("*") if path.is_file()}
     chapters = {chapter.path for chapter in book.chapters()}
     if book.staged.exists():

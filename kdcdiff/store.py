@@ -115,6 +115,7 @@ class Store:
         self.root = Path(root).expanduser().resolve()
         self.on_use = on_use
         self.say = say
+        self._told: set[str] = set()
         with self._explained("opening the store"):
             for folder in (self.root, self.root / "work", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -156,10 +157,11 @@ class Store:
                 }
                 artifact, built = self._build(name, recipe, make), True
         seconds, peak = artifact.manifest["seconds"], artifact.manifest["peak_bytes"]
-        self.say(
-            f"{'built ' if built else 'reused'} {name}  {seconds:,.1f} s, peak {peak / 2**30:.2f} GiB, "
-            f"{artifact.bytes / 2**20:,.1f} MiB"
-        )
+        if built or name not in self._told:  # a chapter asks for some stages many times over
+            self._told.add(name)
+            verb = "built " if built else "reused"
+            cost = f"{seconds:,.1f} s, peak {peak / 2**30:.2f} GiB, {artifact.bytes / 2**20:,.1f} MiB"
+            self.say(f"{verb} {name}  {cost}")
         if self.on_use:
             self.on_use(artifact, built)
         return artifact
@@ -172,10 +174,7 @@ class Store:
         for path in self.root.glob(f"*/{MANIFEST}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 manifest = json.loads(path.read_text())
-                row = {
-                    name: manifest[name]
-                    for name in ("stage", "key", "seconds", "peak_bytes", "device", "created")
-                }
+                row = {name: manifest[name] for name in ("stage", "key", "seconds", "peak_bytes", "device", "created")}
                 rows.append(row | {"bytes": Artifact(path.parent, manifest["key"], manifest).bytes})
         return sorted(rows, key=lambda row: (row["created"], row["stage"], row["key"]))
 
@@ -228,9 +227,7 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
             raise
         _verified.add(_stamp(self.root / name))  # just hashed
-        return Artifact(
-            self.root / name, recipe["key"], json.loads((self.root / name / MANIFEST).read_text())
-        )
+        return Artifact(self.root / name, recipe["key"], json.loads((self.root / name / MANIFEST).read_text()))
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -271,9 +268,7 @@ def _inspect(folder: Path, key: str) -> tuple[str | None, dict[str, Any]]:
     """What is wrong with a published folder (None: nothing), and its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = {
-            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()
-        }
+        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
         if manifest["key"] != key or not {"seconds", "peak_bytes", "stage"} <= manifest.keys():
             return "its manifest is another's", {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

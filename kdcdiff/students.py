@@ -110,15 +110,9 @@ def _ignored(pipeline: Path) -> Any:
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         top = Path(folder) == pipeline
-        left = {
-            n
-            for n in names
-            if n.endswith((".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pb"))
-        }
+        left = {n for n in names if n.endswith((".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pb"))}
         left |= {n for n in names if n.startswith(".")}
-        return left | (
-            {n for n in names if n in ("unet", "README.md") or n.endswith(".safetensors")} if top else set()
-        )
+        return left | ({n for n in names if n in ("unet", "README.md") or n.endswith(".safetensors")} if top else set())
 
     return ignore
 
@@ -136,9 +130,7 @@ def run(args: argparse.Namespace) -> int:
     before = sum(s.numel() for s in surgery.parameter_shapes(checkpoint.config).values())
     after = sum(p.numel() for p in student.parameters())
     what = "pipeline" if checkpoint.pipeline is not None else "U-Net alone (the teacher is no whole pipeline)"
-    print(
-        f"{args.out}: {cut.name}, a {what}; U-Net parameters {before:,} -> {after:,} ({after / before:.1%})"
-    )
+    print(f"{args.out}: {cut.name}, a {what}; U-Net parameters {before:,} -> {after:,} ({after / before:.1%})")
     return 0
 
 
@@ -154,9 +146,7 @@ def add_parser(subparsers: Any) -> None:
         "--variant", required=True, help=f"{', '.join(VARIANTS)}, or a JSON file with a variant's fields"
     )
     parser.add_argument("--out", help="the new folder")
-    parser.add_argument(
-        "--pipeline", help="a pipeline folder to take everything but the U-Net's weights from"
-    )
+    parser.add_argument("--pipeline", help="a pipeline folder to take everything but the U-Net's weights from")
     parser.add_argument(
         "--map", action="store_true", help="print which teacher tensor each student tensor is, and stop"
     )

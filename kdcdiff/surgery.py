@@ -105,9 +105,7 @@ def student_config(config: Mapping[str, Any], what: str | Variant) -> dict[str, 
 def check_family(config: Mapping[str, Any]) -> None:
     """`UserError` that says what a configuration is, unless it is a U-Net of the family. Channels are
     free."""
-    named = config.get("_class_name") or next(
-        iter(config.get("architectures") or ()), config.get("model_type")
-    )
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
     if (named or "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(f"teacher={named!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
     for key, what in FOREIGN.items():
@@ -211,9 +209,7 @@ def shrink(teacher: UNet2DConditionModel, what: str | Variant) -> UNet2DConditio
     The student owns its memory; beside teacher and student nothing is allocated. `teacher` is left as it was.
     """
     if not isinstance(teacher, UNet2DConditionModel):
-        raise UserError(
-            f"teacher={type(teacher).__name__!r}: not a U-Net that can be shrunk; supported is {FAMILY}"
-        )
+        raise UserError(f"teacher={type(teacher).__name__!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
     weights = teacher.state_dict()
     config = dict(teacher.config)
     check_weights(weights, config)
@@ -230,9 +226,7 @@ def bypassed(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
     KDC-Diff removes DownBlock2D and keeps UpBlock2D, and does not say what UpBlock2D then reads. This is the
     reading that keeps all of its layers. No diffusers configuration expresses it; variant `down-removed` is
     the one that one does."""
-    handles = [
-        layer.register_forward_hook(lambda _, inputs, __: inputs[0]) for layer in unet.down_blocks[-1].resnets
-    ]
+    handles = [layer.register_forward_hook(lambda _, inputs, __: inputs[0]) for layer in unet.down_blocks[-1].resnets]
     try:
         yield unet
     finally:
@@ -244,9 +238,7 @@ def shrink_checkpoint(checkpoint: Checkpoint, what: str | Variant) -> UNet2DCond
     """A student straight from a checkpoint: only the tensors that it keeps are read, the teacher never is."""
     check_weights(checkpoint.shapes(), checkpoint.config, checkpoint.source)
     student = on_meta(student_config(checkpoint.config, what))
-    student.load_state_dict(
-        dict(checkpoint.read(weight_map(checkpoint.config, what))), strict=True, assign=True
-    )
+    student.load_state_dict(dict(checkpoint.read(weight_map(checkpoint.config, what))), strict=True, assign=True)
     return student
 
 

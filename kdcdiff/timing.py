@@ -77,9 +77,7 @@ def random_unet(
     values, so each tensor repeats one block of a million, which is drawn once.
     """
     check(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
-    block = (torch.randn(2**20, generator=torch.Generator().manual_seed(seed)) * 0.02).to(
-        device, DTYPES[dtype]
-    )
+    block = (torch.randn(2**20, generator=torch.Generator().manual_seed(seed)) * 0.02).to(device, DTYPES[dtype])
     weights = {}
     for name, shape in surgery.parameter_shapes(config).items():
         size = math.prod(shape)
@@ -119,9 +117,7 @@ class Ratio:
     seconds: float  # of one call, the median
 
 
-def full_size(
-    names: Sequence[str], *, dtype: str = "bfloat16", device: str = "cpu"
-) -> dict[str, UNet2DConditionModel]:
+def full_size(names: Sequence[str], *, dtype: str = "bfloat16", device: str = "cpu") -> dict[str, UNet2DConditionModel]:
     """U-Nets at Stable Diffusion's size with random weights: ``sd-1``, ``sd-2``, or variants of ``sd-1``.
 
     The variants borrow the memory of ``sd-1``'s weights, so that any number of them costs one teacher.
@@ -138,9 +134,7 @@ def full_size(
     return nets
 
 
-def ratios(
-    nets: Mapping[str, UNet2DConditionModel], rounds: int = 5, *, latent: int | None = None
-) -> dict[str, Ratio]:
+def ratios(nets: Mapping[str, UNet2DConditionModel], rounds: int = 5, *, latent: int | None = None) -> dict[str, Ratio]:
     """Each network's time over the first's, warm; every round times each of them once, so that drift hits all
     alike.
     """

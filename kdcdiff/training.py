@@ -30,9 +30,7 @@ Terms = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, Terms]]
 Batch = Callable[[int, torch.Generator], Any]
 
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # progress in [0, 1] after warm-up -> factor of the learning rate
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] after warm-up -> factor of the learning rate
     "constant": lambda t: 1.0,
     "linear": lambda t: 1.0 - t,
     "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
@@ -74,9 +72,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) 
     return {k: v.detach().contiguous() for k, v in state.items()}
 
 
-def _restore(
-    state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None
-) -> None:
+def _restore(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
@@ -170,9 +166,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=1)
     averaged = EMA(model, ema) if ema else None  # of the student itself, before anything wraps it
     fused = all(p.is_floating_point() for p in model.parameters())
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     groups = list(model) if isinstance(model, nn.ModuleList) else [model]
 
     start, log_bytes, rows = 0, 0, []
@@ -227,12 +221,12 @@ def fit(
                 if not math.isfinite(row["loss"]):
                     last = _newest_checkpoint(checkpoints) if checkpoints else None
                     raise UserError(
-                        f"loss={row['loss']} at step {done}: must be finite; last good checkpoint: {last.name if last else 'none'}"
+                        f"loss={row['loss']} at step {done}: must be finite; "
+                        f"last good checkpoint: {last.name if last else 'none'}"
                     )
                 seconds = time.perf_counter() - clock
                 bar.set_postfix(
-                    {k: f"{v:.4g}" for k, v in row.items() if k != "step"}
-                    | {"img/s": f"{images / seconds:.0f}"}
+                    {k: f"{v:.4g}" for k, v in row.items() if k != "step"} | {"img/s": f"{images / seconds:.0f}"}
                 )
                 clock, images = time.perf_counter(), 0
                 rows.append(row)

@@ -1,7 +1,7 @@
 """What to remove from a U-Net, as values: the networks of the two papers, and any that a reader writes.
 
 A variant is data. `kdcdiff.surgery` derives everything else from it and from the teacher's configuration, and
-no variant has code of its own. """
+no variant has code of its own."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ class Variant:
     def description(self) -> str:
         """What is removed, in words: the author's clause, or one made from the value."""
         pairs = f"R-T pairs per stage: {self.fewer_pairs}" if self.fewer_pairs else ""
-        inner = {"kept": "", "down removed": "DownBlock2D", "both removed": "DownBlock2D, UpBlock2D"}[
-            self.innermost
-        ]
+        inner = {"kept": "", "down removed": "DownBlock2D", "both removed": "DownBlock2D, UpBlock2D"}[self.innermost]
         mid = "" if self.mid else "the mid stage"
         return self.removed or "; ".join(filter(None, (pairs, inner, mid))) or "nothing"
 

@@ -34,9 +34,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 LIGHT = "settings = (profile, dataset, seed, artifacts)"  # reads the parameters without importing torch
 
 
-def write_notebook(
-    path: Path, cells: list[str], parameters: str = "", own: str = "", light: bool = False
-) -> Path:
+def write_notebook(path: Path, cells: list[str], parameters: str = "", own: str = "", light: bool = False) -> Path:
     """A chapter: a title, the parameters cell, `chapter.open`, then `cells`; those that start with `md:` are
     prose.
     """
@@ -65,9 +63,7 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
             write_notebook(root / "notebooks" / f"{name}.ipynb", cells, **options)
         shutil.copytree(REPO / "book" / "_static", root / "book" / "_static", dirs_exist_ok=True)
         shutil.copy(REPO / "_config.yml", root)
-        (root / "book" / "references.bib").write_text(
-            "@misc{kdc, title={A title}, author={An Author}, year=2025}\n"
-        )
+        (root / "book" / "references.bib").write_text("@misc{kdc, title={A title}, author={An Author}, year=2025}\n")
         (root / "book" / "intro.md").write_text("# A small book\n\nWords.\n")
         (root / "book" / "status.md").write_text("# Status\n\n<!-- chapters -->\n\n<!-- stages -->\n")
         files = [f"notebooks/{name}" for name in chapters] + ["book/status"]

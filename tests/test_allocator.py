@@ -23,9 +23,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(word: str) -> tuple[bool, int]:
-    out = subprocess.run(
-        [sys.executable, "-c", PROGRAM, word], capture_output=True, text=True, check=True
-    ).stdout
+    out = subprocess.run([sys.executable, "-c", PROGRAM, word], capture_output=True, text=True, check=True).stdout
     kept, count = out.split()
     return kept == "True", int(count)
 

@@ -64,9 +64,7 @@ def pipeline():
         "tokenizer": tokenizer,
         "scheduler": DDIMScheduler(**stack.SCHEDULER),
     }
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -155,9 +153,7 @@ def test_layers_heads_and_calls_are_chosen(pipeline):
     whole = record()
     layers = set(whole.recorders[0].sums)
     down, mid, up = (whole.maps([start]) for start in ("down_blocks", "mid_block", "up_blocks"))
-    counts = [
-        sum(name.startswith(start) for name in layers) for start in ("down_blocks", "mid_block", "up_blocks")
-    ]
+    counts = [sum(name.startswith(start) for name in layers) for start in ("down_blocks", "mid_block", "up_blocks")]
     mixed = sum(n * m for n, m in zip(counts, (down, mid, up), strict=True)) / sum(counts)
     assert torch.allclose(whole.maps(), mixed, atol=1e-6) and not torch.allclose(down, up)
     heads = [record(heads=[h]).maps() for h in (0, 1)]
@@ -186,9 +182,7 @@ def test_maps_of_given_images(pipeline):
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     maps = attention.of_images(pipeline, images, PROMPTS, WORDS, seed=0)
     assert maps.shape == (3, 1, 16, 16)
-    assert torch.allclose(
-        maps, attention.of_images(pipeline, images, PROMPTS, WORDS, seed=0, batch_size=2), atol=1e-5
-    )
+    assert torch.allclose(maps, attention.of_images(pipeline, images, PROMPTS, WORDS, seed=0, batch_size=2), atol=1e-5)
     assert not torch.allclose(maps, attention.of_images(pipeline, images, PROMPTS, WORDS, seed=1), atol=1e-5)
 
 
@@ -215,9 +209,7 @@ def test_coverage_agrees_with_torchmetrics():
     maps, masks = torch.rand(4, 12, 12).mul(8).round(), torch.rand(4, 12, 12) > 0.6  # with ties
     ours = attention.coverage(maps, masks)
     for own, map_, mask in zip(ours, maps, masks, strict=True):
-        assert float(own) == pytest.approx(
-            float(binary_auroc(map_.flatten() / 8, mask.flatten().long())), abs=1e-6
-        )
+        assert float(own) == pytest.approx(float(binary_auroc(map_.flatten() / 8, mask.flatten().long())), abs=1e-6)
 
 
 def test_pictures_of_maps():
@@ -248,9 +240,7 @@ def test_pictures_of_maps():
         ),
         (lambda p: attention.generate(p, PROMPTS, WORDS, **(SETTINGS | {"steps": 0})), "steps=0"),
         (
-            lambda p: attention.of_images(
-                p, torch.zeros(1, 3, 16, 16, dtype=torch.uint8), PROMPTS, WORDS, seed=0
-            ),
+            lambda p: attention.of_images(p, torch.zeros(1, 3, 16, 16, dtype=torch.uint8), PROMPTS, WORDS, seed=0),
             "prompts=3",
         ),
         (

@@ -40,9 +40,7 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     assert ">0.12<" in first and "kdc-badge" in first and "profile smoke" in first
     assert ">0.123<" in (html / "notebooks" / "02-b.html").read_text()
     assert "kdcdiff run --force --only 01-a --profile smoke" in first, "the cost box says how to run it again"
-    assert "Injected" not in first and "artifacts = " not in first.replace("&quot;", ""), (
-        "the injected cell is hidden"
-    )
+    assert "Injected" not in first and "artifacts = " not in first.replace("&quot;", ""), "the injected cell is hidden"
     assert 'src="../_static/mathjax/tex-svg.js' in first and (html / "_static/mathjax/tex-svg.js").exists()
     for page in html.rglob("*.html"):
         text = page.read_text()
@@ -54,9 +52,7 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     render.build(run_book)
     assert "up to date" in capsys.readouterr().out and (html / "index.html").stat().st_mtime_ns == written
     # a changed page is rendered again, a warning stops it, and the book that was there stays
-    (run_book / "book" / "intro.md").write_text(
-        "# A small book\n\nSee {doc}`nowhere` and {glue:text}`gone`.\n"
-    )
+    (run_book / "book" / "intro.md").write_text("# A small book\n\nSee {doc}`nowhere` and {glue:text}`gone`.\n")
     assert cli.main(["build", "--root", str(run_book)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("failed: Jupyter Book reports") and "nowhere" in said and "gone" in said
@@ -95,9 +91,7 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
     source = books.read(root / "notebooks" / "01-a.ipynb")
     source.cells[0].source = "# Another title"
     nbformat.write(source, root / "notebooks" / "01-a.ipynb")
-    assert render.faults_of(Book(root)) == [
-        "01-a is older than its source, or its figures have been replaced"
-    ]
+    assert render.faults_of(Book(root)) == ["01-a is older than its source, or its figures have been replaced"]
 
     runner.run(root, only=["01-a"], profile="smoke")
     assert render.faults_of(Book(root)) == [
@@ -122,14 +116,10 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
 def test_tags_that_load_from_the_network_are_cut(tmp_path, tag, loads):
     (tmp_path / "page.html").write_text(f"<p>before{tag}after</p>")
     assert bool(render.remote_loads(tmp_path)) == loads
-    assert render.offline(f"<p>before{tag}after</p>") == (
-        "<p>beforeafter</p>" if loads else f"<p>before{tag}after</p>"
-    )
+    assert render.offline(f"<p>before{tag}after</p>") == ("<p>beforeafter</p>" if loads else f"<p>before{tag}after</p>")
 
 
-@pytest.mark.parametrize(
-    "style", ['@import "https://x.example/a.css";', "a{src:url(https://x.example/f.woff)}"]
-)
+@pytest.mark.parametrize("style", ['@import "https://x.example/a.css";', "a{src:url(https://x.example/f.woff)}"])
 def test_styles_that_load_from_the_network_are_found(tmp_path, style):
     (tmp_path / "a.css").write_text(style)
     assert len(render.remote_loads(tmp_path)) == 1

@@ -162,9 +162,7 @@ def test_headline_findings(claim, outcome, because):
     ("bk-sdm-5", ("base",), "seconds", "616.0", "bk.intro.finetuning-base", REPRODUCED),
 ])  # fmt: skip
 def test_an_altered_cell_flips_its_verdict(monkeypatch, table, key, column, text, claim, outcome):
-    row = next(
-        r for r in claims.tables()[table].rows if tuple(r[k] for k in ("dataset", "row") if k in r) == key
-    )
+    row = next(r for r in claims.tables()[table].rows if tuple(r[k] for k in ("dataset", "row") if k in r) == key)
     before = claims.judge(BY_ID[claim])
     monkeypatch.setitem(row, column, text)
     after = claims.judge(BY_ID[claim])
@@ -292,10 +290,7 @@ def test_the_command_prints_the_table_and_the_tally(capsys, tmp_path):
 
 
 def test_the_command_filters_and_speaks_json(capsys, tmp_path):
-    assert (
-        command("--paper", "bk-sdm", "--verdict", INCONSISTENT, "--json", "--results", str(tmp_path / "no"))
-        == 0
-    )
+    assert command("--paper", "bk-sdm", "--verdict", INCONSISTENT, "--json", "--results", str(tmp_path / "no")) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(r["paper"], r["verdict"]) for r in rows} == {("bk-sdm", INCONSISTENT)}
     assert "bk.unet.sdm-count" in {r["id"] for r in rows}

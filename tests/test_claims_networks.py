@@ -45,11 +45,7 @@ def real(small):
 def test_the_fvcore_convention_is_fvcore(real, counted):
     from fvcore.nn import FlopCountAnalysis
 
-    analysis = (
-        FlopCountAnalysis(real, inputs("cpu"))
-        .unsupported_ops_warnings(False)
-        .uncalled_modules_warnings(False)
-    )
+    analysis = FlopCountAnalysis(real, inputs("cpu")).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     assert counted.fvcore == analysis.total()
 
 

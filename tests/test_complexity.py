@@ -60,11 +60,7 @@ def test_counts_equal_the_tools_own(variant):
     net = UNet2DConditionModel(**surgery.with_defaults(surgery.student_config(TINY, variant))).eval()
     inputs = (torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 77, 12))
     cost = complexity.count(net)
-    analysis = (
-        fvcore_nn.FlopCountAnalysis(net, inputs)
-        .unsupported_ops_warnings(False)
-        .uncalled_modules_warnings(False)
-    )
+    analysis = fvcore_nn.FlopCountAnalysis(net, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     assert cost.macs["fvcore"] == analysis.total()
     assert cost.macs["thop"] == int(thop.profile(net, inputs=inputs, verbose=False)[0])
 
@@ -152,9 +148,7 @@ def test_bad_input_is_one_line(capsys, words, error):
 
 def test_times_are_compared_round_by_round():
     big = complexity.random_unet(TINY | {"block_out_channels": (32, 64, 64, 64)})
-    found = complexity.ratios(
-        {"big": big, "small": complexity.random_unet(TINY | {"layers_per_block": 1})}, 3
-    )
+    found = complexity.ratios({"big": big, "small": complexity.random_unet(TINY | {"layers_per_block": 1})}, 3)
     assert found["big"].value == found["big"].low == found["big"].high == 1
     assert found["small"].low <= found["small"].value <= found["small"].high
     assert found["small"].value < 1 and found["small"].n == 3

@@ -37,7 +37,8 @@ def latent_set(n: int = 6) -> LatentSet:
     count = n * len(ORDER)
     return LatentSet(
         mean=torch.randn(count, 2, 4, 4, generator=g), std=torch.full((count, 2, 4, 4), 0.1),
-        labels=torch.arange(len(ORDER)).repeat_interleave(n), captions=1 + torch.arange(len(ORDER)).repeat_interleave(n),
+        labels=torch.arange(len(ORDER)).repeat_interleave(n),
+        captions=1 + torch.arange(len(ORDER)).repeat_interleave(n),
         prompts=torch.randn(4, 3, 8, generator=g), texts=("", "an a", "a b", "a c"), classes=ORDER,
     )  # fmt: skip
 
@@ -103,9 +104,7 @@ def test_methods_part_ways_only_when_there_is_something_to_replay(tmp_path):
 
 def test_the_memory_is_paid_for_by_replay_alone(tmp_path):
     assert learn_tiny(tmp_path / "n", "naive")[1] == 0
-    assert (
-        learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 4 * 4 * 4 * 2
-    )  # rows x (mean and std) x 4 x 4 x fp16
+    assert learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 4 * 4 * 4 * 2  # rows x (mean and std) x 4 x 4 x fp16
 
 
 def test_joint_training_takes_one_stage_and_the_same_compute(tmp_path):

@@ -49,13 +49,9 @@ def test_a_picture_set_survives_the_disk(tmp_path):
 
 
 def test_of_classes_keeps_labels_and_captions_together():
-    part = data.load_flora("train", ("daisy", "rose", "morpho"), 3, progress=False).of_classes(
-        ["morpho", "daisy"]
-    )
+    part = data.load_flora("train", ("daisy", "rose", "morpho"), 3, progress=False).of_classes(["morpho", "daisy"])
     assert part.labels.tolist() == [0, 0, 0, 2, 2, 2] and part.classes == ("daisy", "rose", "morpho")
-    assert all(
-        part.classes[k] in caption for k, caption in zip(part.labels.tolist(), part.captions, strict=True)
-    )
+    assert all(part.classes[k] in caption for k, caption in zip(part.labels.tolist(), part.captions, strict=True))
     with pytest.raises(UserError, match="class='tulip': must be one of daisy, rose, morpho"):
         part.of_classes(["tulip"])
 
@@ -82,10 +78,7 @@ def test_a_folder_splits_its_classes_into_base_and_novel(folder):
     assert fewer.classes == ("orange tip", "peacock", "red admiral", "small_copper")
     images = source.load("train", source.classes, 6)
     assert images.images.shape == (30, 3, 64, 64) and images.images.dtype == torch.uint8
-    assert (
-        images.captions[0] == "a photo of an orange tip"
-        and images.captions[-7] == "a photo of a small copper"
-    )
+    assert images.captions[0] == "a photo of an orange tip" and images.captions[-7] == "a photo of a small copper"
     assert len(source.load("test", source.base, 100)) == 9
 
 
@@ -117,7 +110,8 @@ def test_many_unreadable_images_are_refused(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: [f.unlink() for f in list((root / "train" / "wall").iterdir())[3:]], "class='wall': needs at least 8 training images, has 3"),
+        (lambda root: [f.unlink() for f in list((root / "train" / "wall").iterdir())[3:]],
+         "class='wall': needs at least 8 training images, has 3"),
         (lambda root: (root / "train").rename(root / "learn"), "has no folder train of class folders"),
         (lambda root: (root / "valid").rename(root / "other"), "has no folder test or valid"),
     ],

@@ -25,8 +25,10 @@ def teacher():
 def cache():
     g = torch.Generator().manual_seed(0)
     return LatentSet(
-        mean=torch.randn(24, 2, 4, 4, generator=g), std=torch.full((24, 2, 4, 4), 0.1), labels=torch.zeros(24, dtype=torch.long),
-        captions=torch.ones(24, dtype=torch.long), prompts=torch.randn(2, 3, 8, generator=g), texts=("", "x"), classes=("x",),
+        mean=torch.randn(24, 2, 4, 4, generator=g), std=torch.full((24, 2, 4, 4), 0.1),
+        labels=torch.zeros(24, dtype=torch.long),
+        captions=torch.ones(24, dtype=torch.long),
+        prompts=torch.randn(2, 3, 8, generator=g), texts=("", "x"), classes=("x",),
     )  # fmt: skip
 
 
@@ -36,9 +38,7 @@ SCHEDULER = DDIMScheduler(**stack.SCHEDULER)
 def distance(student, teacher, cache) -> float:
     batch = latents.noised_batch(cache, torch.arange(24), SCHEDULER, torch.Generator().manual_seed(9), 0.0)
     with torch.no_grad():
-        outputs = [
-            net(batch.noisy, batch.timestep, batch.prompt, return_dict=False)[0] for net in (student, teacher)
-        ]
+        outputs = [net(batch.noisy, batch.timestep, batch.prompt, return_dict=False)[0] for net in (student, teacher)]
     return F.mse_loss(*outputs).item()
 
 
@@ -85,9 +85,7 @@ def test_a_second_call_goes_on_from_the_last_checkpoint(teacher, cache, tmp_path
 
     whole = trained(tmp_path / "whole", 8, 0)
     trained(tmp_path / "broken", 8, 4)
-    (
-        tmp_path / "broken" / "checkpoint" / "step-0000008.safetensors"
-    ).unlink()  # as if it had been killed after 4
+    (tmp_path / "broken" / "checkpoint" / "step-0000008.safetensors").unlink()  # as if it had been killed after 4
     again = trained(tmp_path / "broken", 8, 4)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 

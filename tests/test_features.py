@@ -73,9 +73,7 @@ def test_every_stage_gets_a_gradient_from_its_feature(teacher, checkpointing):
         call(teacher)
         losses.feature_loss(*taps.pop()).backward()
         found = {
-            role: max(
-                (p.grad.abs().max().item() for p in module.parameters() if p.grad is not None), default=0.0
-            )
+            role: max((p.grad.abs().max().item() for p in module.parameters() if p.grad is not None), default=0.0)
             for role, (module, _) in features.stage_ends(student).items()
             if role in taps.roles
         }

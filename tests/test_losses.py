@@ -30,9 +30,7 @@ def test_soft_loss_is_the_divergence_written_out(reading):
     student, teacher, t = noise(0), noise(1), 3.0
     p, q = (torch.softmax(losses.READINGS[reading](x) / t, -1) for x in (teacher, student))
     by_hand = t**2 * (p * (p / q).log()).sum(-1).mean()
-    assert losses.soft_target_loss(student, teacher, t, reading).item() == pytest.approx(
-        by_hand.item(), rel=1e-4
-    )
+    assert losses.soft_target_loss(student, teacher, t, reading).item() == pytest.approx(by_hand.item(), rel=1e-4)
     assert losses.soft_target_loss(teacher, teacher, t, reading).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -43,16 +41,13 @@ def test_at_high_temperature_it_is_half_the_centred_squared_distance(reading):
     d = losses.READINGS[reading](student - teacher)
     limit = 0.5 * (d - d.mean(-1, keepdim=True)).square().mean(-1).mean()
     # far above the values' scale, yet low enough for float32's last digits
-    assert losses.soft_target_loss(student, teacher, 30.0, reading).item() == pytest.approx(
-        limit.item(), rel=0.02
-    )
+    assert losses.soft_target_loss(student, teacher, 30.0, reading).item() == pytest.approx(limit.item(), rel=0.02)
 
 
 def test_how_close_it_is_to_an_output_mse_at_each_temperature():
     """Over 1024 values, standard normal: the ratio to the limit, and the cosine of the two gradients."""
     student, teacher = (
-        torch.randn(256, 4, 16, 16, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
-        for k in (1, 2)
+        torch.randn(256, 4, 16, 16, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (1, 2)
     )
     student.requires_grad_()
     limit = 0.5 * (student - teacher).square().mean()
@@ -85,9 +80,7 @@ def test_each_reading_is_blind_to_its_own_shift(reading, blind):
 def test_its_gradient_keeps_its_size_when_the_temperature_grows():
     """The factor T^2 is there for this: without it the gradient would fall as 1/T^2."""
     student, teacher = noise(7).requires_grad_(), noise(8)
-    sizes = [
-        gradient(losses.soft_target_loss(student, teacher, t), student).norm().item() for t in (8.0, 64.0)
-    ]
+    sizes = [gradient(losses.soft_target_loss(student, teacher, t), student).norm().item() for t in (8.0, 64.0)]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
 
 
@@ -156,9 +149,7 @@ def total(**weights):
 def test_the_total_is_its_weighted_terms(alpha, beta, gamma, temperature):
     value, terms = total(alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
     weights = {"soft": alpha, "hard": 1 - alpha, "feature": beta, "mse": gamma}
-    assert value.item() == pytest.approx(
-        sum(weights[k] * terms[k].item() for k in weights), rel=1e-4, abs=1e-5
-    )
+    assert value.item() == pytest.approx(sum(weights[k] * terms[k].item() for k in weights), rel=1e-4, abs=1e-5)
     assert not any(t.requires_grad for t in terms.values())
 
 

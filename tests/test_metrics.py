@@ -44,9 +44,7 @@ def clip():
 
 def draw(n, seed, low=0, high=256):
     """Smooth random images, (n, 3, 64, 64) uint8."""
-    coarse = torch.randint(
-        low, high, (n, 3, 6, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
-    )
+    coarse = torch.randint(low, high, (n, 3, 6, 6), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return F.interpolate(coarse.float(), size=64, mode="bilinear").to(torch.uint8)
 
 
@@ -60,9 +58,7 @@ def scipy_fid(a, b):
     a, b = a.double().numpy(), b.double().numpy()
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-    return float(
-        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root))
-    )
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * np.real(root)))
 
 
 def loop_kid(a, b):
@@ -73,9 +69,7 @@ def loop_kid(a, b):
         return (x @ y / len(x) + 1) ** 3
 
     m = len(a)
-    within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(m) for j in range(m) if i != j) / (
-        m * (m - 1)
-    )
+    within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
     return within - 2 * sum(kernel(x, y) for x in a for y in b) / m**2
 
 
@@ -116,9 +110,7 @@ def test_fid_agrees_among_the_libraries_and_scipy(features, sets):
     reference = scipy_fid(features(sets[0]), features(sets[1]))
     assert ours == pytest.approx(reference, rel=1e-5)
     assert float(theirs.compute()) == pytest.approx(reference, rel=1e-3)
-    assert fidelity(features, sets, fid=True)["frechet_inception_distance"] == pytest.approx(
-        reference, rel=1e-3
-    )
+    assert fidelity(features, sets, fid=True)["frechet_inception_distance"] == pytest.approx(reference, rel=1e-3)
 
 
 def test_kid_agrees_among_the_libraries_and_the_definition(features, sets):
@@ -133,9 +125,7 @@ def test_kid_agrees_among_the_libraries_and_the_definition(features, sets):
     ]
     assert ours == pytest.approx(reference, rel=1e-6)
     assert float(theirs.compute()[0]) == pytest.approx(reference, rel=1e-3, abs=2e-5)
-    assert fidelitys == pytest.approx(
-        reference, rel=1e-3, abs=2e-5
-    )  # float32: small differences of numbers near 1
+    assert fidelitys == pytest.approx(reference, rel=1e-3, abs=2e-5)  # float32: small differences of numbers near 1
 
 
 def test_inception_score_agrees(judge, sets):
@@ -162,9 +152,7 @@ def test_clip_images_are_what_transformers_prepares(clip):
     from PIL import Image
     from transformers import CLIPImageProcessor
 
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": 64}, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     image = draw(1, 9)[:, :, :48, :]  # 48 x 64: resized to 64 x 85, then cropped
     theirs = processor(Image.fromarray(image[0].permute(1, 2, 0).numpy()), return_tensors="pt").pixel_values
     with torch.no_grad():
@@ -234,11 +222,7 @@ def test_the_in_domain_distance_by_hand(judge, sets):
     with torch.no_grad():
         for layer in judge.body:
             if isinstance(layer, torch.nn.MaxPool2d):
-                total += (
-                    ((x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)) ** 2)
-                    .sum(1)
-                    .mean((1, 2))
-                )
+                total += ((x / x.norm(dim=1, keepdim=True) - y / y.norm(dim=1, keepdim=True)) ** 2).sum(1).mean((1, 2))
             x, y = layer(x), layer(y)
     assert torch.allclose(ours(a, b), total, rtol=1e-4)
     assert ours(a, a).abs().max() == 0 and "unlearned" in ours.name
@@ -259,9 +243,7 @@ def test_fid_of_known_gaussians():
     moved = metrics.of_rows(a.rows + torch.tensor([3.0, 4.0, 0.0]), "numbers")
     assert metrics.frechet(a, moved) == pytest.approx(25, rel=1e-5)  # |3, 4|^2, equal covariances
     doubled = metrics.of_rows((a.rows - a.rows.mean(0)) * 2 + a.rows.mean(0), "numbers")
-    assert metrics.frechet(a, doubled) == pytest.approx(
-        float(a.covariance.trace()), rel=1e-5
-    )  # (2 - 1)^2 trace
+    assert metrics.frechet(a, doubled) == pytest.approx(float(a.covariance.trace()), rel=1e-5)  # (2 - 1)^2 trace
 
 
 def test_kid_of_two_points_a_set():
@@ -270,9 +252,7 @@ def test_kid_of_two_points_a_set():
         for rows in ([[0.0], [1.0], [0.0], [1.0]], [[2.0], [2.0], [2.0], [2.0]])
     )
     # k(0,0)=1 k(0,1)=1 k(1,1)=8 k(2,2)=125 k(0,2)=1 k(1,2)=27; pairs of a: 4 of (0,1), 1 of (0,0), 1 of (1,1)
-    assert metrics.kid(a, b, subsets=1, subset_size=4).value == pytest.approx(
-        (4 * 1 + 1 + 8) / 6 + 125 - 2 * 14
-    )
+    assert metrics.kid(a, b, subsets=1, subset_size=4).value == pytest.approx((4 * 1 + 1 + 8) / 6 + 125 - 2 * 14)
 
 
 def test_kid_is_unbiased_and_may_be_negative():
@@ -306,9 +286,7 @@ def test_the_four_readings_of_lpips(judge, features, sets):
     network = extractors.perceptual(judge)
     a, b = sets[0][:30], sets[1][:30]
     assert metrics.lpips_paired(a, a, network).value == 0
-    assert (
-        metrics.lpips_cross(a, a, network, pairs=50).value > 0
-    )  # pairs are random, not each image with itself
+    assert metrics.lpips_cross(a, a, network, pairs=50).value > 0  # pairs are random, not each image with itself
     assert metrics.lpips_diversity(a[:1].expand(9, -1, -1, -1), network, pairs=20).value == 0
     assert metrics.lpips_diversity(a, network, pairs=50).value > 0
     copies = torch.cat([a[4:7], b[:1]])
@@ -410,9 +388,7 @@ def test_streaming_equals_whole_and_memory_is_bounded(features, sets, monkeypatc
     assert len(kept.rows) == 50 and kept.n == 160
     assert torch.allclose(kept.covariance, whole.covariance, rtol=1e-4, atol=1e-7)  # moments are of all
     origin = torch.cdist(kept.rows, whole.rows).argmin(1)
-    assert (
-        len(set(origin.tolist())) == 50 and origin.max() > 100 and origin.min() < 50
-    )  # a sample of all, each once
+    assert len(set(origin.tolist())) == 50 and origin.max() > 100 and origin.min() < 50  # a sample of all, each once
     assert metrics.fid(kept, whole, low_rank=True).value == pytest.approx(0, abs=1e-4)
 
 

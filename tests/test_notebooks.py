@@ -39,9 +39,7 @@ def marked(paths: list[Path]) -> set[tuple[str, int]]:
     return found
 
 
-def run_nbval(
-    paths: list[Path], scratch: Path
-) -> tuple[subprocess.CompletedProcess[str], set[tuple[str, int]]]:
+def run_nbval(paths: list[Path], scratch: Path) -> tuple[subprocess.CompletedProcess[str], set[tuple[str, int]]]:
     """nbval over `paths`, in order, at smoke, with a store and results of its own; and which cells it
     compared.
     """
@@ -129,9 +127,7 @@ def test_papermills_help_reads_well(path):
 def test_no_output_names_a_folder_of_the_machine_it_was_made_on(path):
     for number, cell in enumerate(books.read(path).cells, 1):
         if cell.cell_type == "code":
-            text = json.dumps(
-                [{k: v for k, v in output.items() if k != "metadata"} for output in cell.outputs]
-            )
+            text = json.dumps([{k: v for k, v in output.items() if k != "metadata"} for output in cell.outputs])
             text = re.sub(r'"image/(?:png|jpeg|svg\+xml)": (?:"[^"]*"|\[[^\]]*\])', "", text)
             assert not FOLDERS.search(text), f"cell {number}: {FOLDERS.search(text)}"
 
@@ -146,9 +142,7 @@ def test_no_function_in_a_notebook_is_longer_than_a_screen(path):
 
 
 def made(tmp_path: Path, output: str | None) -> Path:
-    path = write_notebook(
-        tmp_path / "01-a.ipynb", [f"# {books.MARK}\nprint(chapter.profile.name == 'smoke', 6 * 7)"]
-    )
+    path = write_notebook(tmp_path / "01-a.ipynb", [f"# {books.MARK}\nprint(chapter.profile.name == 'smoke', 6 * 7)"])
     notebook = books.read(path)
     for count, cell in enumerate(books.code_cells(notebook), 1):
         cell.execution_count = None if output is None else count

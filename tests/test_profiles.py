@@ -123,9 +123,7 @@ def test_torchvision_can_be_imported_first_in_a_fresh_process(first):
 
 
 def test_waiting_for_torchvision_imports_nothing():
-    code = (
-        "import sys, importlib.util as u, kdcdiff; u.find_spec('torchvision'); print('torch' in sys.modules)"
-    )
+    code = "import sys, importlib.util as u, kdcdiff; u.find_spec('torchvision'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -41,9 +41,7 @@ def test_the_capacity_holds_and_classes_share_it_equally(sizes, extra, policy):
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=SIZES, policy=st.sampled_from(sorted(POLICIES)), seed=st.integers(0, 9), n=st.integers(1, 20))
-def test_buffers_of_one_history_are_bit_identical_and_captions_stay_with_their_latents(
-    sizes, policy, seed, n
-):
+def test_buffers_of_one_history_are_bit_identical_and_captions_stay_with_their_latents(sizes, policy, seed, n):
     one, two = (filled(16, sizes, policy, seed) for _ in range(2))
     a, b = one.sample(n, step=3), two.sample(n, step=3)
     assert torch.equal(a.latents, b.latents) and a.captions == b.captions

@@ -113,9 +113,7 @@ def test_a_failure_names_notebook_cell_and_cause_and_leaves_its_copy(small_book,
     if "raise" in cells[-1]:
         assert cli.main(["run", "--root", str(root)]) == 1
         said = capsys.readouterr().err
-        assert (
-            "failed: notebooks/01-a.ipynb, cell 6: ValueError" in said and str(root / "_build/staged") in said
-        )
+        assert "failed: notebooks/01-a.ipynb, cell 6: ValueError" in said and str(root / "_build/staged") in said
 
 
 @pytest.mark.parametrize(
@@ -180,9 +178,7 @@ def test_a_chapter_needs_one_parameters_cell_with_the_standard_names(tmp_path):
 
 
 def test_outputs_go_back_into_the_notebooks(small_book):
-    root = small_book(
-        {"01-a": ["md:Prose.", "6 * 7", "import sys; print('noise', file=sys.stderr)"]}, light=True
-    )
+    root = small_book({"01-a": ["md:Prose.", "6 * 7", "import sys; print('noise', file=sys.stderr)"]}, light=True)
     with pytest.raises(UserError, match="01-a: its executed copy is not up to date"):
         staging.save_outputs(Book(root))
     runner.run(root)

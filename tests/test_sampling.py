@@ -67,9 +67,7 @@ def pipeline():
         "tokenizer": tokenizer,
         "scheduler": DDIMScheduler(**stack.SCHEDULER),
     }
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -212,9 +210,7 @@ def to_folder(pipeline, folder, **own):
 
 
 def files(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_folder_holds_images_and_their_table(pipeline, tmp_path):
@@ -235,9 +231,7 @@ def test_a_folder_holds_images_and_their_table(pipeline, tmp_path):
     )
     wanted = generate(pipeline, batch_size=2)
     for row, image in zip(rows, wanted, strict=True):
-        assert np.array_equal(
-            np.asarray(Image.open(tmp_path / row["file_name"])), image.permute(1, 2, 0).numpy()
-        )
+        assert np.array_equal(np.asarray(Image.open(tmp_path / row["file_name"])), image.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 2, 3, 4])

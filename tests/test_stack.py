@@ -59,9 +59,7 @@ def test_their_provenance_lies_beside_them():
     words = json.loads((stack.ASSETS / "provenance.json").read_text())
     assert words["command"] == "kdcdiff pretrain" and words["recipe"]["seed"] == 0
     for name in ("text", "autoencoder", "unet", "classifier", "clip"):
-        rows = [
-            json.loads(line) for line in (stack.ASSETS / "log" / f"{name}.jsonl").read_text().splitlines()
-        ]
+        rows = [json.loads(line) for line in (stack.ASSETS / "log" / f"{name}.jsonl").read_text().splitlines()]
         assert rows[-1]["loss"] < rows[0]["loss"]
 
 
@@ -84,7 +82,8 @@ def test_plain_diffusers_loads_it_without_this_package():
         "import sys; sys.path = [p for p in sys.path if p]\n"
         "from diffusers import StableDiffusionPipeline\n"
         f"p = StableDiffusionPipeline.from_pretrained({str(stack.ASSETS / 'pipeline')!r}, safety_checker=None)\n"
-        "print(p('a photo of a daisy', num_inference_steps=2, output_type='np').images.shape, 'kdcdiff.stack' in sys.modules)"
+        "images = p('a photo of a daisy', num_inference_steps=2, output_type='np').images\n"
+        "print(images.shape, 'kdcdiff.stack' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     assert out.stdout.split("\n")[-2] == "(1, 64, 64, 3) False", out.stderr
@@ -120,7 +119,5 @@ def test_the_scorer_tells_captions_apart(held_out):
     texts = stack.tokenize(tokenizer, [data.caption_of(name) for name in held_out.classes])
     rows = torch.arange(0, len(held_out), 5)
     with torch.no_grad():
-        logits = model(
-            input_ids=texts, pixel_values=latents.to_signed(held_out.images[rows])
-        ).logits_per_image
+        logits = model(input_ids=texts, pixel_values=latents.to_signed(held_out.images[rows])).logits_per_image
     assert (logits.argmax(1) == held_out.labels[rows]).float().mean() > 0.8

@@ -16,9 +16,7 @@ def opened(tmp_path, monkeypatch):
     built: Counter[str] = Counter()
 
     def make(dataset: str = "flora", **own):
-        book = chapter.open(
-            "test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own
-        )
+        book = chapter.open("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
         heard = book.store.on_use
         book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
         return book
@@ -35,9 +33,7 @@ def folder(tmp_path_factory):
         for name in flora.BASE[:5]:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(flora.draw(name, first + i, size=96).image).save(
-                    root / split / name / f"{i}.png"
-                )
+                Image.fromarray(flora.draw(name, first + i, size=96).image).save(root / split / name / f"{i}.png")
     return root
 
 
@@ -60,10 +56,7 @@ def test_generated_pictures_carry_what_they_were_asked_to_be(opened):
     assert pictures.images.shape == (2 * len(flora.BASE), 3, 64, 64)
     assert [pictures.classes[k] for k in pictures.labels[::2].tolist()] == list(flora.BASE)
     assert all(name in text for name, text in zip(flora.BASE, pictures.captions[::2], strict=True))
-    assert (
-        torch.equal(stages.generated(book, "teacher").images, pictures.images)
-        and opened.built["generated"] == 1
-    )
+    assert torch.equal(stages.generated(book, "teacher").images, pictures.images) and opened.built["generated"] == 1
 
 
 def test_a_folder_of_pictures_gets_a_teacher_and_a_judge_of_its_own(opened, folder):

@@ -114,9 +114,7 @@ def test_the_manifest_says_how_it_came_about(tmp_path):
         time.sleep(0.3)
         (work / "sum.txt").write_text(str(block.sum()))
 
-    artifact = store.get(
-        "sums", make, version=3, params={"n": 2}, inputs={"data": data}, outside={"set": "abc"}
-    )
+    artifact = store.get("sums", make, version=3, params={"n": 2}, inputs={"data": data}, outside={"set": "abc"})
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest == artifact.manifest
     assert manifest["params"] == {"n": 2} and manifest["inputs"] == {"data": data.key}
@@ -197,9 +195,7 @@ KILLED = """
 
 
 def test_a_killed_stage_goes_on_from_its_work_folder(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"halfway\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -276,9 +272,7 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
     for parent in (*tmp_path.parents, tmp_path):
         if parent.is_relative_to("/tmp") and parent != Path("/tmp") and parent.stat().st_uid == os.getuid():
             parent.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert "must be a folder that can be written" in done.stdout, done.stderr
 
 
@@ -296,9 +290,7 @@ def where(chapter: str) -> dict:
 
 def test_results_are_read_back_as_recorded(tmp_path):
     results = Results(tmp_path / "_build" / "results.json")
-    results.record(
-        "teacher.class_accuracy", np.float64(0.9), unit="", interval=(0.8, 0.95), n=40, **where("02")
-    )
+    results.record("teacher.class_accuracy", np.float64(0.9), unit="", interval=(0.8, 0.95), n=40, **where("02"))
     found = Results.load(results.path)["teacher.class_accuracy"]
     assert (found.value, found.interval, found.n, found.chapter) == (0.9, (0.8, 0.95), 40, "02")
     assert type(found.value) is float and found.device == "cpu"
@@ -336,9 +328,7 @@ def test_stage_costs_are_figures_too(tmp_path):
     one, two = (store.get("distill", write("x"), params={"n": n}) for n in (1, 2))
     store.get("distill", write("x"), params={"n": 1})
     found = Results.load(results.path)
-    assert found["stage.distill.seconds"].value == pytest.approx(
-        one.manifest["seconds"] + two.manifest["seconds"]
-    )
+    assert found["stage.distill.seconds"].value == pytest.approx(one.manifest["seconds"] + two.manifest["seconds"])
     peak = max(one.manifest["peak_bytes"], two.manifest["peak_bytes"])
     assert found["stage.distill.peak_bytes"].value == peak
     results.begin("04")

@@ -30,9 +30,7 @@ def pipeline(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = stack.train_tokenizer(WORDS)
     text = CLIPTextModel(CLIPTextConfig(**stack._text_config(tokenizer)))
-    whole = stack.assemble(stack.new_autoencoder(0), UNet2DConditionModel(**SMALL), text, tokenizer).to(
-        torch.float16
-    )
+    whole = stack.assemble(stack.new_autoencoder(0), UNet2DConditionModel(**SMALL), text, tokenizer).to(torch.float16)
     folder = tmp_path_factory.mktemp("teacher") / "whole"
     whole.save_pretrained(folder)
     return folder

@@ -198,9 +198,7 @@ def test_plain_diffusers_loads_every_student_without_this_package(tmp_path):
     layers=st.integers(1, 3), heads=st.sampled_from([1, 2]), channels=st.sampled_from([1, 4, 9]),
     name=st.sampled_from(sorted(VARIANTS)), linear=st.booleans(),
 )  # fmt: skip
-def test_any_teacher_of_the_family_shrinks_or_says_why_not(
-    stages, widths, layers, heads, channels, name, linear
-):
+def test_any_teacher_of_the_family_shrinks_or_says_why_not(stages, widths, layers, heads, channels, name, linear):
     channels_out = (*widths[: stages - 1], widths[stages - 2])
     config = {
         "sample_size": 8, "in_channels": channels, "block_out_channels": channels_out, "norm_num_groups": 4,

@@ -33,7 +33,8 @@ def loss(model, data, generator):
     time.sleep(pause)
     value = F.mse_loss(model(data["x"]), torch.randn(8, 2, generator=generator) + data["x"][:, :2])
     return value, {"size": model(data["x"]).square().mean()}
-fit(model, loss, batch, steps=steps, lr=1e-2, seed=4, warmup=3, ema=0.9, folder=folder, checkpoint_every=5, log_every=2, describe="")
+settings = dict(seed=4, warmup=3, ema=0.9, folder=folder, checkpoint_every=5, log_every=2, describe="")
+fit(model, loss, batch, steps=steps, lr=1e-2, **settings)
 save_file(model.state_dict(), folder / "end.safetensors")
 """
 
@@ -125,9 +126,7 @@ def test_several_students_in_one_run_are_clipped_one_by_one():
     """A ModuleList's children share a batch and nothing else: each ends as if trained alone."""
 
     def both(models, data, generator):
-        return torch.stack(
-            [squared(m, data, generator)[0] * s for m, s in zip(models, (1, 50), strict=True)]
-        ).sum(), {}
+        return torch.stack([squared(m, data, generator)[0] * s for m, s in zip(models, (1, 50), strict=True)]).sum(), {}
 
     pair = nn.ModuleList([linear(), linear()])
     fit(pair, both, batch, steps=4, lr=1e-2, clip=0.1, describe="")
@@ -154,10 +153,7 @@ def test_schedules_begin_at_the_peak_and_end_where_they_say():
 def test_randomness_of_a_step_depends_on_seed_step_and_rank_alone():
     draw = lambda *words: torch.rand(4, generator=step_generator(*words)).tolist()  # noqa: E731
     assert draw(0, 5) == draw(0, 5)
-    assert (
-        len({tuple(draw(seed, step, rank)) for seed in range(3) for step in range(3) for rank in range(3)})
-        == 27
-    )
+    assert len({tuple(draw(seed, step, rank)) for seed in range(3) for step in range(3) for rank in range(3)}) == 27
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -56,14 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
 def as_text(verdicts: list[Verdict]) -> str:
     """One line a claim, and a count per verdict below."""
-    lines = [
-        f"{v.outcome:<18} {v.claim.id:<36} {shorten(v.claim.quote, 70, placeholder=' ...')}" for v in verdicts
-    ]
+    lines = [f"{v.outcome:<18} {v.claim.id:<36} {shorten(v.claim.quote, 70, placeholder=' ...')}" for v in verdicts]
     counts = Counter(v.outcome for v in verdicts)
     tally = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-    return "\n".join(
-        [*lines, "", f"{len(verdicts)} claims: {tally}" if verdicts else "no claim of that kind"]
-    )
+    return "\n".join([*lines, "", f"{len(verdicts)} claims: {tally}" if verdicts else "no claim of that kind"])
 
 
 def read_evidence(path: Path) -> Mapping[str, Evidence]:

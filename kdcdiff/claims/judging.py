@@ -32,9 +32,7 @@ FILES = {"kdc-diff": "claims-kdc-diff.yaml", "bk-sdm": "claims-bk-sdm.yaml"}
 @lru_cache(maxsize=1)
 def _loaded() -> tuple[Claim, ...]:
     claims = [
-        _claim(paper, entry)
-        for paper, file in FILES.items()
-        for entry in yaml.safe_load(transcript.data_text(file))
+        _claim(paper, entry) for paper, file in FILES.items() for entry in yaml.safe_load(transcript.data_text(file))
     ]
     ids = [c.id for c in claims]
     twice = sorted({i for i in ids if ids.count(i) > 1})
@@ -102,13 +100,9 @@ def judge(claim: Claim, evidence: Mapping[str, Any] | None = None) -> Verdict:
     if result is None:
         bare = [n for n in used if known[n].interval is None and known[n].unit not in language.EXACT_UNITS]
         why = (
-            f"recorded without an interval: {', '.join(bare)}"
-            if bare
-            else "the interval of the difference holds zero"
+            f"recorded without an interval: {', '.join(bare)}" if bare else "the interval of the difference holds zero"
         )
-        return Verdict(
-            claim, NOT_TESTED, f"{reason}: {why}; it would take more samples or seeds", scale, used
-        )
+        return Verdict(claim, NOT_TESTED, f"{reason}: {why}; it would take more samples or seeds", scale, used)
     return Verdict(claim, SUPPORTED if result else CONTRADICTED, reason, scale, used)
 
 
@@ -136,9 +130,7 @@ def unasked(evidence: Iterable[str], claims: Iterable[Claim] | None = None) -> l
     return sorted(n for n in evidence if n not in wanted and not any(fnmatch(n, p) for p in context()))
 
 
-def judge_all(
-    evidence: Mapping[str, Any] | None = None, claims: Iterable[Claim] | None = None
-) -> list[Verdict]:
+def judge_all(evidence: Mapping[str, Any] | None = None, claims: Iterable[Claim] | None = None) -> list[Verdict]:
     """Judge every claim. Evidence that nobody asked for is an error, so that no result goes unread."""
     chosen = list(claims) if claims is not None else load()
     stray = unasked(evidence or {})

@@ -117,31 +117,20 @@ class Checker:
     def do_column(self, address: str, role: str = "", but: str = "") -> tuple[float, ...]:
         found = [c for c in transcript.cells(address) if c.value is not None]
         chosen = [
-            c.value
-            for c in found
-            if (not role or c.role == role) and (not but or c.address.split("/")[-2] != but)
+            c.value for c in found if (not role or c.role == role) and (not but or c.address.split("/")[-2] != but)
         ]
         return tuple(v for v in chosen if v is not None)
 
     def _ranked(self, address: str, role: str, reverse: bool) -> tuple[int, transcript.Cell]:
         """How many of the cell's peers (of one role, where given) are strictly better, plus one."""
         mine = transcript.cell(address)
-        others = [
-            c
-            for c in transcript.peers(address)
-            if not role or c.role in role.split("|") or c.address == address
-        ]
+        others = [c for c in transcript.peers(address) if not role or c.role in role.split("|") or c.address == address]
         others.sort(key=lambda c: c.value or 0.0, reverse=reverse)
         place = 1 + sum((c.value > mine.value) if reverse else (c.value < mine.value) for c in others)  # type: ignore[operator]
         first = others[0]
-        at = (
-            ""
-            if first.address == address or place == 1
-            else f"; {first.text} is ({first.address.split('/')[-2]})"
-        )
+        at = "" if first.address == address or place == 1 else f"; {first.text} is ({first.address.split('/')[-2]})"
         self.trace.append(
-            f"{mine.text} is number {place} of {len(others)} "
-            f"from the {'highest' if reverse else 'lowest'}{at}"
+            f"{mine.text} is number {place} of {len(others)} from the {'highest' if reverse else 'lowest'}{at}"
         )
         return place, mine
 
@@ -175,9 +164,7 @@ class Checker:
             )
         places = len(text.partition(".")[2])
         holds = networks.printed(round(value * 10**6), 10**6, text)
-        self.trace.append(
-            f"{value:,.{max(places + 3, 0)}f} {'prints' if holds else 'does not print'} as {text}"
-        )
+        self.trace.append(f"{value:,.{max(places + 3, 0)}f} {'prints' if holds else 'does not print'} as {text}")
         return holds
 
     # Plain arithmetic on columns.
@@ -225,9 +212,7 @@ class Checker:
 
     def do_inherits(self, student: str, teacher: str) -> bool:
         holds = networks.inherits(student, teacher)
-        self.trace.append(
-            f"every tensor of {student} {'has' if holds else 'does not have'} its source in {teacher}"
-        )
+        self.trace.append(f"every tensor of {student} {'has' if holds else 'does not have'} its source in {teacher}")
         return holds
 
     def do_readings(self, parameters: str, gmac: str) -> int:
@@ -280,9 +265,7 @@ def _resolve(check: str, function: str, node: ast.Call) -> None:
         names = words if function in ("parameters", "inherits") else words[:1]
         for name in names:
             if name not in known:
-                raise UserError(
-                    f"check={check!r}: there is no network {name!r}; there are {', '.join(known)}"
-                )
+                raise UserError(f"check={check!r}: there is no network {name!r}; there are {', '.join(known)}")
 
 
 def evidence_names(check: str) -> tuple[str, ...]:

@@ -175,9 +175,7 @@ class Design:
         if self.plain:
             words.append("plain blocks too")
         if self.outer != "kept":
-            words.append(
-                {"both": "no Down/UpBlock2D", "down": "no DownBlock2D", "up": "no UpBlock2D"}[self.outer]
-            )
+            words.append({"both": "no Down/UpBlock2D", "down": "no DownBlock2D", "up": "no UpBlock2D"}[self.outer])
         if self.outer == "both" and self.innermost == 8:
             words.append("8x8 inside")
         if self.mid != "kept":
@@ -284,12 +282,8 @@ def _end(kind: str, inside: int, outside: int, x: Any) -> Count:
     from torch import empty, nn
 
     if kind == "stem":
-        return count(nn.Conv2d(inside, outside, 3, padding=1), x) + count(
-            TimestepEmbedding(320, 1280), empty(1, 320)
-        )
-    return count(
-        nn.Sequential(nn.GroupNorm(32, inside), nn.SiLU(), nn.Conv2d(inside, outside, 3, padding=1)), x
-    )
+        return count(nn.Conv2d(inside, outside, 3, padding=1), x) + count(TimestepEmbedding(320, 1280), empty(1, 320))
+    return count(nn.Sequential(nn.GroupNorm(32, inside), nn.SiLU(), nn.Conv2d(inside, outside, 3, padding=1)), x)
 
 
 @lru_cache(maxsize=1)

@@ -90,9 +90,7 @@ def as_html(verdicts: Iterable[Verdict], evidence: Mapping[str, Any]) -> str:
 
 def _select(name: str, choices: Mapping[str, str]) -> str:
     listed = "".join(f'<option value="{escape(k)}">{escape(v)}</option>' for k, v in choices.items())
-    return (
-        f'<select name="{name}" aria-label="{name}"><option value="">every {name}</option>{listed}</select>'
-    )
+    return f'<select name="{name}" aria-label="{name}"><option value="">every {name}</option>{listed}</select>'
 
 
 def _row(verdict: Verdict, place: str) -> str:

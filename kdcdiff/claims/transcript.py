@@ -132,9 +132,7 @@ def cells(address: str) -> list[Cell]:
     depth = sum(k in table.rows[0] for k in KEY_COLUMNS)
     check(len(path) == depth + 1, "address", address, f"must have {depth + 1} parts after the table")
     *where, column = path
-    check(
-        column in table.rows[0], "address", address, f"no such column; there are {', '.join(table.rows[0])}"
-    )
+    check(column in table.rows[0], "address", address, f"no such column; there are {', '.join(table.rows[0])}")
     rows = [
         r
         for r in table.rows
@@ -174,10 +172,7 @@ def figures(file: str) -> dict[str, Figure]:
     """``numbers.csv``: what the papers' running text states. ``facts.csv``: what others publish."""
     rows = read_csv(file, ("id", "value", "unit", "source", "quote"))
     check(len({r["id"] for r in rows}) == len(rows), file, "id", "must be unique")
-    return {
-        r["id"]: Figure(r["id"], number(r["value"]), r["value"], r["unit"], r["source"], r["quote"])
-        for r in rows
-    }
+    return {r["id"]: Figure(r["id"], number(r["value"]), r["value"], r["unit"], r["source"], r["quote"]) for r in rows}
 
 
 def stated(id: str) -> Figure:
