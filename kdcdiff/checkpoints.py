@@ -48,7 +48,7 @@ class Checkpoint:
 
     def shapes(self) -> dict[str, _Shape]:
         """Each parameter's shape, from the files' headers."""
-        shapes = {}
+        shapes: dict[str, _Shape] = {}
         for file in {file for file, _ in self.places.values()}:
             with _open(file) as f:
                 shapes |= {

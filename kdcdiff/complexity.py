@@ -72,7 +72,7 @@ class Complexity(Part):
 
     stages: dict[str, Part]
     kept_bytes: int
-    latent: tuple[int, int, int, int]
+    latent: tuple[int, ...]  # (batch, channels, height, width)
 
 
 def count(

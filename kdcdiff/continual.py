@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -51,7 +51,7 @@ def learn(
     unet: UNet2DConditionModel,  # trained in place
     latents: LatentSet,
     order: Sequence[str],  # the classes, in the order they arrive
-    scheduler: object,
+    scheduler: DDIMScheduler,
     method: str,
     *,
     steps: int,  # optimizer steps per class; joint takes them all in one stage

@@ -111,8 +111,8 @@ def caption_of(name: str, kind: str = "") -> str:
 
 def _square(path: Path, size: int) -> np.ndarray:
     """An RGB centre crop of `size` pixels, (size, size, 3) uint8."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return np.asarray(

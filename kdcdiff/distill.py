@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from kdcdiff.features import Taps
@@ -23,7 +23,7 @@ def distill(
     student: UNet2DConditionModel,  # trained in place
     teacher: UNet2DConditionModel,
     latents: LatentSet,
-    scheduler: object,  # adds the noise and says what a prediction is
+    scheduler: DDIMScheduler,  # adds the noise and says what a prediction is
     objective: KDCLoss,
     *,
     steps: int,

@@ -54,12 +54,11 @@ class Extractor(nn.Module):
     take.
     """
 
-    def __init__(
-        self, name: str, model: nn.Module, read: Callable[[nn.Module, Tensor], Tensor], size: int = 64
-    ) -> None:
+    def __init__(self, name: str, model: nn.Module, read: Callable[[Any, Tensor], Tensor], size: int = 64) -> None:
         super().__init__()
         self.name = name
-        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.model = model.eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._read = read
         self.num_features = int(self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1])
 

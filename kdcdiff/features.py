@@ -54,7 +54,8 @@ class Tap:
 
     def __init__(self, unet: UNet2DConditionModel, roles: list[str]) -> None:
         ends = stage_ends(unet)
-        self.roles, self._seen, self._armed = roles, {}, False
+        self.roles, self._armed = roles, False
+        self._seen: dict[str, Tensor] = {}
         self._handles = [unet.register_forward_pre_hook(self._arm)]
         for role in roles:
             self._handles.append(ends[role][0].register_forward_hook(self._keep(role)))

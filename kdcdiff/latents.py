@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -146,22 +146,22 @@ class Noised:
         return len(self.noisy)
 
 
-def noised(clean: Tensor, prompt: Tensor, scheduler: object, generator: torch.Generator) -> Noised:
+def noised(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator: torch.Generator) -> Noised:
     """Noise `clean` (N, C, h, w) to random timesteps; the target is what the scheduler's prediction type asks for."""
     noise = torch.randn(clean.shape, generator=generator)
-    timestep = draw_rows(len(clean), scheduler.config.num_train_timesteps, generator)  # type: ignore[attr-defined]
-    noisy = scheduler.add_noise(clean, noise, timestep)  # type: ignore[attr-defined]
+    timestep = draw_rows(len(clean), scheduler.config.num_train_timesteps, generator)
+    noisy = scheduler.add_noise(clean, noise, timestep)
     targets = {
         "epsilon": lambda: noise,
         "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep),
         "sample": lambda: clean,
-    }  # type: ignore[attr-defined]
-    target = targets[scheduler.config.prediction_type]()  # type: ignore[attr-defined]
+    }
+    target = targets[scheduler.config.prediction_type]()
     return Noised(noisy.contiguous(memory_format=torch.channels_last), target, timestep, prompt)
 
 
 def noised_batch(
-    latents: LatentSet, rows: Tensor, scheduler: object, generator: torch.Generator, dropout: float = 0.1
+    latents: LatentSet, rows: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, dropout: float = 0.1
 ) -> Noised:
     """A training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
     keep = torch.rand(len(rows), generator=generator) >= dropout

@@ -253,7 +253,8 @@ def train_classifier(
     finest line: a judge of generated pictures must not mistake softness for another class.
     """
     torch.manual_seed(seed)
-    model = stack.Classifier(images.classes).to(memory_format=torch.channels_last)
+    model = stack.Classifier(images.classes)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         rows = draw_rows(batch, len(images), generator)

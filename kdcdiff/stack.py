@@ -75,7 +75,7 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt]
     tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges), *special]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT["max_position_embeddings"])
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT["max_position_embeddings"])  # type: ignore[arg-type]
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
@@ -113,7 +113,7 @@ def new_clip(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     """CLIP's text half as the pipeline's text encoder."""
-    encoder = CLIPTextModel(clip.config.text_config)
+    encoder = CLIPTextModel(clip.config.text_config)  # type: ignore[arg-type]
     state = {k: v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
     names = set(encoder.state_dict())
     encoder.load_state_dict({k if k in names else k.removeprefix("text_model."): v for k, v in state.items()})
@@ -219,7 +219,7 @@ def assets_key() -> str:
 
 
 def load(name: str | Path = "flora") -> StableDiffusionPipeline:
-    """A pipeline by name (``flora``: the shipped one), folder or hub id; the shipped one in float32, others as found."""
+    """A pipeline by name (``flora``: the shipped one), folder or hub id; float32 for the shipped one, else as found."""
     if str(name) == "flora":
         folder: str | Path = _checked(ASSETS) / "pipeline"
     else:

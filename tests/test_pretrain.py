@@ -7,8 +7,11 @@ import torch
 
 from kdcdiff import cli, data, pretrain, stack
 
-TINY = {"images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "eye_steps": 2,
-        "autoencoder_steps": 2,        "autoencoder_batch": 4, "unet_steps": 2, "unet_batch": 4, "classifier_steps": 2, "classifier_batch": 8}  # fmt: skip
+TINY = {
+    "images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "eye_steps": 2,
+    "autoencoder_steps": 2, "autoencoder_batch": 4, "unet_steps": 2, "unet_batch": 4, "classifier_steps": 2,
+    "classifier_batch": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
