@@ -18,6 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 from kdcdiff import continual, data, pretrain, sampling, stack, surgery
 from kdcdiff.chapter import Chapter
@@ -91,6 +92,24 @@ def judge(chapter: Chapter) -> stack.Classifier:
             "judge", make, params={"steps": steps, "seed": chapter.seed}, inputs={"pictures": pictures_}
         ).path
     )
+
+
+def scorer(chapter: Chapter) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
+    if source(chapter).root is None:
+        return stack.clip()
+    pictures_, steps = _pictures(chapter, "train"), chapter.profile.classifier_steps
+
+    def make(work: Path) -> None:
+        images = ImageSet.load(pictures_.path)
+        tokenizer = stack.train_tokenizer(images.captions)
+        batch = min(128, len(images))
+        model = pretrain.train_clip(images, tokenizer, steps, batch, chapter.seed, work, "scorer")
+        model.save_pretrained(work, safe_serialization=True)
+        tokenizer.save_pretrained(work)
+
+    params = {"steps": steps, "seed": chapter.seed}
+    return stack.clip(chapter.store.get("scorer", make, params=params, inputs={"pictures": pictures_}).path)
 
 
 def _teacher(chapter: Chapter) -> Artifact | None:

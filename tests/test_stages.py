@@ -70,7 +70,8 @@ def test_a_folder_of_pictures_gets_a_teacher_and_a_judge_of_its_own(opened, fold
     assert set(stages.latents(book).labels.tolist()) == {0, 1, 2, 3, 4}
     student = stages.student(book, "kdc-described")
     assert torch.equal(student.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
-    assert opened.built["teacher"] == 1 and opened.built["judge"] == 1
+    assert stages.scorer(book)[0].config.projection_dim == 64
+    assert opened.built["teacher"] == 1 and opened.built["judge"] == 1 and opened.built["scorer"] == 1
 
 
 def test_the_autoencoder_stage_gives_back_as_many_pictures(opened):
