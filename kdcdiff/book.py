@@ -197,10 +197,14 @@ def unread(notebook: NotebookNode, names: Mapping[str, Any]) -> list[str]:
 
 
 def flaws(notebook: NotebookNode) -> list[str]:
-    """Why an executed notebook may not be published: errors, cells never run. Empty if it is sound."""
+    """Why an executed notebook may not be published: errors, cells never run, marks that nbval does not see.
+    Empty if it is sound.
+    """
     found = []
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type == "code" and cell.source.strip():
+            if any(MARK in line and not line.lstrip().startswith("#") for line in cell.source.splitlines()):
+                found.append(f"cell {number}: nbval reads {MARK} on a line of its own only")
             errors = [output for output in cell.outputs if output.output_type == "error"]
             if errors:
                 found.append(f"cell {number} failed: {errors[0].ename}: {errors[0].evalue}")

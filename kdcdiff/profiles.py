@@ -54,6 +54,7 @@ class Profile:
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
     variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
     distill_steps: int = _size(700, 1)
+    comparison_steps: int = _size(300, 1)  # of each other student that it is compared with
     distill_batch: int = _size(32, 1)
     learning_rate: float = _size(6e-4, 1e-8, 1e-1)
     alpha: float = _size(0.9, 0.0, 1.0)  # the soft-target loss's share; the hard one has the rest
@@ -90,6 +91,7 @@ PROFILES = {
         classifier_steps=8,
         latency_side=8,
         distill_steps=4,
+        comparison_steps=2,
         distill_batch=4,
         continual_classes=2,
         continual_steps=3,
@@ -111,6 +113,7 @@ PROFILES = {
         teacher_steps=5_000,
         classifier_steps=5_000,
         distill_steps=50_000,
+        comparison_steps=50_000,
         distill_batch=64,
         learning_rate=5e-5,
         continual_classes=100,

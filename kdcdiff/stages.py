@@ -155,11 +155,23 @@ def teacher(chapter: Chapter) -> StableDiffusionPipeline:
 # --- the student ---------------------------------------------------------------------------------------------
 
 
+RANDOM = "-random"  # ends the name of a student that starts from fresh weights, as BK-SDM's Table 3 has it
+
+
+def untrained(unet: UNet2DConditionModel, name: str, seed: int) -> UNet2DConditionModel:
+    """The student `name` of the teacher `unet` before training: a variant with carried weights, or `-random`."""
+    if not name.endswith(RANDOM):
+        return surgery.shrink(unet, name)
+    torch.manual_seed(seed)
+    return UNet2DConditionModel.from_config(surgery.student_config(unet.config, name.removesuffix(RANDOM)))
+
+
 def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
     profile, latents_ = chapter.profile, _latents(chapter)
+    steps = profile.distill_steps if variant == profile.variant else profile.comparison_steps
     params = {
         "variant": variant,
-        "steps": profile.distill_steps,
+        "steps": steps,
         "batch": profile.distill_batch,
         "lr": profile.learning_rate,
         "seed": chapter.seed,
@@ -171,14 +183,14 @@ def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
 
     def make(work: Path) -> None:
         pipeline = teacher(chapter)
-        student = surgery.shrink(pipeline.unet, variant)
+        student = untrained(pipeline.unet, variant, chapter.seed)
         distill(
             student,
             pipeline.unet,
             latents(chapter).of_classes(source(chapter).base),
             pipeline.scheduler,
             objective,
-            steps=profile.distill_steps,
+            steps=steps,
             batch=profile.distill_batch,
             lr=profile.learning_rate,
             seed=chapter.seed,
@@ -191,7 +203,7 @@ def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
 
 
 def student(chapter: Chapter, variant: str, objective: KDCLoss | None = None) -> StableDiffusionPipeline:
-    """The teacher's pipeline with a distilled student's U-Net in it."""
+    """The teacher's pipeline with a distilled student's U-Net in it; the profile's own variant trains for longer."""
     pipeline = teacher(chapter)
     folder = _student(chapter, variant, objective or objective_of(chapter)) / "unet"
     pipeline.unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)

@@ -170,3 +170,11 @@ def test_a_stripped_notebook_does_not_pass_the_guard(tmp_path):
     done, compared = run_nbval([path], tmp_path)
     assert done.returncode == 0, "nbval itself has no objection"
     assert compared != marked([path]) and books.stripped(books.read(path)) == [4]
+
+
+def test_a_mark_that_nbval_would_not_see_is_a_flaw(tmp_path):
+    path = write_notebook(tmp_path / "01-a.ipynb", [f"print(6 * 7)  # {books.MARK}"])
+    notebook = books.read(path)
+    for count, cell in enumerate(books.code_cells(notebook), 1):
+        cell.execution_count = count
+    assert books.flaws(notebook) == ["cell 4: nbval reads NBVAL_CHECK_OUTPUT on a line of its own only"]

@@ -50,6 +50,27 @@ def test_a_student_is_made_once_and_again_only_for_other_weights_of_the_loss(ope
     assert log[-1]["step"] == 2 and {"soft", "hard", "feature", "mse"} <= log[-1].keys()
 
 
+def test_students_that_are_compared_share_one_shorter_budget(opened):
+    book = opened(distill_steps=4, comparison_steps=2)
+    (
+        stages.student(book, "bk-sdm-base"),
+        stages.student(book, "bk-sdm-base-random"),
+        stages.student(book, "kdc-described"),
+    )
+    ends = {
+        name: stages.student_log(book, name)[-1]["step"]
+        for name in ("bk-sdm-base", "bk-sdm-base-random", "kdc-described")
+    }
+    assert ends == {"bk-sdm-base": 2, "bk-sdm-base-random": 2, "kdc-described": 4}
+    teacher = stages.teacher(book).unet
+    carried, fresh = (stages.untrained(teacher, name, 0) for name in ("bk-sdm-base", "bk-sdm-base-random"))
+    assert torch.equal(carried.conv_in.weight, teacher.conv_in.weight)
+    assert fresh.conv_in.weight.shape == teacher.conv_in.weight.shape and not torch.equal(
+        fresh.conv_in.weight, teacher.conv_in.weight
+    )
+    assert torch.equal(fresh.conv_in.weight, stages.untrained(teacher, "bk-sdm-base-random", 0).conv_in.weight)
+
+
 def test_generated_pictures_carry_what_they_were_asked_to_be(opened):
     book = opened(generated_images=2, sampler_steps=2)
     pictures = stages.generated(book, "teacher")
