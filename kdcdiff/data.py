@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -64,6 +65,28 @@ class ImageSet:
         return self.subset(
             torch.isin(self.labels, torch.tensor([self.classes.index(n) for n in names])).nonzero()[:, 0]
         )
+
+    def views(self, count: int, seed: int) -> ImageSet:
+        """`count` views of each picture: itself, then random crops of 80 % to all of its side, half of them mirrored.
+
+        A cache that holds the views keeps flips and crops live though each is encoded once: a row is drawn at each
+        step. Masks are dropped.
+        """
+        check(count >= 1, "views", count, "must be 1 or more")
+        generator, side = torch.Generator().manual_seed(seed), self.images.shape[-1]
+        images, rows = [self.images], torch.arange(len(self)).repeat(count)
+        for _ in range(count - 1):
+            view = torch.empty_like(self.images)
+            for k, image in enumerate(self.images):
+                size = int(torch.randint(round(0.8 * side), side + 1, (1,), generator=generator))
+                top, left = torch.randint(side - size + 1, (2,), generator=generator).tolist()
+                crop = image[None, :, top : top + size, left : left + size].float()
+                crop = F.interpolate(crop, (side, side), mode="bicubic", antialias=True).round().clamp(0, 255)
+                mirror = bool(torch.rand((), generator=generator) < 0.5)
+                view[k] = (crop.flip(-1) if mirror else crop)[0].to(torch.uint8)
+            images.append(view)
+        captions = tuple(self.captions[i] for i in rows.tolist())
+        return replace(self, images=torch.cat(images), labels=self.labels[rows], captions=captions, masks=None)
 
     def save(self, folder: Path) -> None:
         tensors = {"images": self.images, "labels": self.labels} | ({} if self.masks is None else {"masks": self.masks})

@@ -130,17 +130,21 @@ def encode_set(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet
 
 @dataclass(frozen=True)
 class Noised:
-    """A denoiser's batch. Iterates as (noisy, target, timestep, prompt); noisy and target are (N, C, h, w)."""
+    """A denoiser's batch: `noisy` and `target` (N, C, h, w), `timestep` (N,), `prompt` (N, tokens, width)."""
 
     noisy: Tensor
     target: Tensor
     timestep: Tensor
     prompt: Tensor
 
-    def to(self, device: torch.device) -> Noised:
-        return Noised(
-            *(getattr(self, name).to(device, non_blocking=True) for name in ("noisy", "target", "timestep", "prompt"))
-        )
+    def to(self, device: torch.device, non_blocking: bool = False) -> Noised:
+        return Noised(*(t.to(device, non_blocking=non_blocking) for t in self._tensors()))
+
+    def __getitem__(self, rows: slice) -> Noised:
+        return Noised(*(t[rows] for t in self._tensors()))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.noisy, self.target, self.timestep, self.prompt
 
     def __len__(self) -> int:
         return len(self.noisy)

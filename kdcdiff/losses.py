@@ -11,7 +11,8 @@ A softmax cannot see a constant added to its logits. `all` loses one number of a
 channel (its mean, that is its colour), `channels` one for each position (a whole map): hence the default.
 
 Softmaxes are computed in float64, the rest in float32, whatever the autocast; results are float32 scalars. Nothing here
-waits for the device.
+waits for an accelerator: only tensors in main memory are looked at for values that are not finite, and on a device the
+loop (`kdcdiff.training`) finds them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +34,7 @@ READINGS = {  # (N, C, H, W) -> logits (N, distributions, values)
     "channels": lambda x: x.flatten(2).transpose(1, 2),
 }
 _WIDE = {"mps": torch.float32}  # the one device without float64
-LABELS = (
-    "distribution",
-    "argmax",
-)  # what the "true label" of equation (2) is: the true noise's softmax, or its largest value
+LABELS = ("distribution", "argmax")  # the "true label" of equation (2): the true noise's softmax, or its largest value
 
 
 def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Tensor:
@@ -53,11 +52,14 @@ def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Ten
     return F.log_softmax(READINGS[reading](x.to(_WIDE.get(x.device.type, torch.float64))) / temperature, dim=-1)
 
 
-def _same_shape(**tensors: Tensor) -> None:
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    first = next(iter(shapes.values()))
-    for name, shape in shapes.items():
-        check(shape == first, f"{name}.shape", shape, f"must be {first}, that of {next(iter(shapes))}")
+def _sound(**tensors: Tensor) -> None:
+    """All of one shape, and finite where looking costs no wait."""
+    first, shape = next((name, tuple(t.shape)) for name, t in tensors.items())
+    for name, tensor in tensors.items():
+        check(tuple(tensor.shape) == shape, f"{name}.shape", tuple(tensor.shape), f"must be {shape}, that of {first}")
+        if tensor.device.type == "cpu" and not bool(tensor.detach().sum(dtype=torch.float64).isfinite()):
+            count = int((~tensor.isfinite()).sum())
+            check(count == 0, name, f"{count} of {tensor.numel()} values not finite", "every value must be finite")
 
 
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, reading: str = "all") -> Tensor:
@@ -66,7 +68,7 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, readi
     Summed over a distribution's values, averaged over distributions and samples. As T grows it tends to half the mean
     of the squared, mean-centred difference: an output MSE that is blind to a constant.
     """
-    _same_shape(student=student, teacher=teacher)
+    _sound(student=student, teacher=teacher)
     log_s, log_t = (_log_probabilities(x, reading, temperature) for x in (student, teacher))
     return (temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()).float()
 
@@ -79,7 +81,7 @@ def hard_target_loss(
     (N, C, H, W) to a scalar, averaged over distributions and samples. The teacher's half has no gradient for the
     student: it adds a constant that only says how well the teacher does.
     """
-    _same_shape(student=student, teacher=teacher, target=target)
+    _sound(student=student, teacher=teacher, target=target)
     check(label in LABELS, "label", label, f"must be one of {', '.join(LABELS)}")
     log_s, log_t = (_log_probabilities(x, reading) for x in (student, teacher))
     truth = _log_probabilities(target, reading).exp()
@@ -101,7 +103,7 @@ def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[
         f"must be as many as the teacher's ({len(teacher_features)}), at least one",
     )
     for s, t in zip(student_features, teacher_features, strict=True):
-        _same_shape(student_feature=s, teacher_feature=t)
+        _sound(student_feature=s, teacher_feature=t)
     return torch.stack(
         [F.mse_loss(s.float(), t.float()) for s, t in zip(student_features, teacher_features, strict=True)]
     ).sum()
@@ -112,7 +114,7 @@ def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = N
 
     `weight` (N,) weighs samples, such as by their signal-to-noise ratio.
     """
-    _same_shape(prediction=prediction, target=target)
+    _sound(prediction=prediction, target=target)
     if weight is None:
         return F.mse_loss(prediction.float(), target.float())
     return (weight.float() * (prediction.float() - target.float()).square().flatten(1).mean(1)).mean()
@@ -123,11 +125,50 @@ def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return denoising_loss(student, teacher)
 
 
+def min_snr_weight(alphas_cumprod: Tensor, timestep: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """The weight of each sample's denoising loss (N,) for timesteps (N,): min(SNR, gamma), as a weight of x_0's error.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
+    """
+    check(gamma > 0, "min-SNR gamma", gamma, "must be above 0")
+    signal = alphas_cumprod.to(timestep.device)[timestep].float()
+    snr = signal / (1 - signal)
+    per = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    check(prediction_type in per, "prediction type", prediction_type, f"must be one of {', '.join(per)}")
+    return snr.clamp(max=gamma) / per[prediction_type]
+
+
+class Weighted:
+    """A weighted sum of named terms, each of them computed and logged even at weight zero."""
+
+    def terms(
+        self,
+        *,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> dict[str, float]:
+        raise NotImplementedError
+
+    def __call__(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar, and each term unweighted. Outputs are (N, C, H, W), features one for each shared stage, `weight`
+        (N,) of the samples in the denoising term."""
+        terms = self.terms(**inputs)
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), terms
+
+
 @dataclass(frozen=True)
-class KDCLoss:
+class KDCLoss(Weighted):
     """KDC-Diff (6): alpha soft + (1 - alpha) hard + beta feature + gamma mse. The paper prints no weights.
 
-    Calling it gives the scalar and each term, detached. A term of weight zero is still computed: it is logged.
+    No setting turns both the soft and the hard term off: whatever alpha is, they share a weight of one.
     """
 
     alpha: float = 0.9
@@ -139,14 +180,16 @@ class KDCLoss:
 
     def __post_init__(self) -> None:
         check(0 <= self.alpha <= 1, "alpha", self.alpha, "must be between 0 and 1")
-        for name in ("beta", "gamma"):
-            value = getattr(self, name)
-            check(0 <= value < math.inf, name, value, "must be 0 or more, and finite")
+        _weights_are_sound(self, "beta", "gamma")
         check(0 < self.temperature < math.inf, "temperature", self.temperature, "must be above 0 and finite")
         check(self.reading in READINGS, "reading", self.reading, f"must be one of {', '.join(READINGS)}")
         check(self.label in LABELS, "label", self.label, f"must be one of {', '.join(LABELS)}")
 
-    def __call__(
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"soft": self.alpha, "hard": 1 - self.alpha, "feature": self.beta, "mse": self.gamma}
+
+    def terms(
         self,
         *,
         student: Tensor,
@@ -154,13 +197,48 @@ class KDCLoss:
         target: Tensor,
         student_features: Sequence[Tensor],
         teacher_features: Sequence[Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        return {
             "soft": soft_target_loss(student, teacher, self.temperature, self.reading),
             "hard": hard_target_loss(student, teacher, target, self.reading, self.label),
             "feature": feature_loss(student_features, teacher_features),
-            "mse": denoising_loss(student, target),
+            "mse": denoising_loss(student, target, weight),
         }
-        weights = {"soft": self.alpha, "hard": 1 - self.alpha, "feature": self.beta, "mse": self.gamma}
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return total, {name: term.detach() for name, term in terms.items()}
+
+
+@dataclass(frozen=True)
+class BKSDMLoss(Weighted):
+    """BK-SDM (4): task + output * L_OutKD + feature * L_FeatKD. Its authors set both weights to one."""
+
+    output: float = 1.0
+    feature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _weights_are_sound(self, "output", "feature")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"mse": 1.0, "output": self.output, "feature": self.feature}
+
+    def terms(
+        self,
+        *,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        return {
+            "mse": denoising_loss(student, target, weight),
+            "output": output_loss(student, teacher),
+            "feature": feature_loss(student_features, teacher_features),
+        }
+
+
+def _weights_are_sound(loss: Weighted, *names: str) -> None:
+    for name in names:
+        value = getattr(loss, name)
+        check(0 <= value < math.inf, name, value, "must be 0 or more, and finite")

@@ -76,6 +76,17 @@ def is_current(book: Book, chapter: Page, stamp: str | None = None) -> bool:
     )
 
 
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """A kernel sends what a cell prints in as many pieces as it likes; a reader wants one."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" == kept[-1].output_type and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        elif not (output.output_type == "stream" and output.name == "stderr"):  # progress is no result
+            kept.append(output)
+    return kept
+
+
 def publish(
     book: Book,
     chapter: Page,
@@ -85,8 +96,12 @@ def publish(
     seconds: float,
     peak_bytes: int,
 ) -> None:
-    """Make the executed copy fit to be read: hide the injected cell, add the cost box, stamp it."""
+    """Make the executed copy fit to be read: hide the injected cell, join what was printed line by line, add the cost
+    box, stamp it.
+    """
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
         if "injected-parameters" in books.tags(cell):
             cell.metadata["tags"] = [*books.tags(cell), "remove-cell"]
     own = "".join(f" -p {name} {value}" for name, value in values.items() if name not in books.STANDARD)
@@ -146,7 +161,7 @@ def save_outputs(book: Book) -> None:
         ]
         for cell, made in zip(source.cells, executed, strict=False):  # the copy ends with its cost box
             if cell.cell_type == "code":
-                cell.outputs = [output for output in made.outputs if output.get("name") != "stderr"]
+                cell.outputs = made.outputs
                 cell.execution_count = made.execution_count
         write_atomically(book.root / chapter.path, nbformat.writes(source) + "\n")
 

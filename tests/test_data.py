@@ -182,3 +182,18 @@ def test_oxford_102_without_a_network_says_so(tmp_path, monkeypatch):
 )
 def test_the_caption_template(name, caption):
     assert data.caption_of(name) == caption
+
+
+def test_views_are_the_pictures_and_seeded_crops_of_them():
+    pictures = data.open_source("flora").load("train", ("daisy", "rose"), 3)
+    views = pictures.views(3, seed=1)
+    assert len(views) == 18 and views.captions == pictures.captions * 3 and views.masks is None
+    assert torch.equal(views.images[:6], pictures.images) and torch.equal(views.labels, pictures.labels.repeat(3))
+    distance = (views.images[6:12].float() - pictures.images.float()).abs().mean((1, 2, 3))
+    mirrored = (views.images[6:12].float() - pictures.images.flip(-1).float()).abs().mean((1, 2, 3))
+    assert (distance > 0).all() and (torch.minimum(distance, mirrored) < 30).all()
+    assert torch.equal(views.images, pictures.views(3, seed=1).images)
+    assert not torch.equal(views.images, pictures.views(3, seed=2).images)
+    assert torch.equal(pictures.views(1, seed=0).images, pictures.images)
+    with pytest.raises(UserError, match="views=0: must be 1 or more"):
+        pictures.views(0, seed=0)

@@ -1,5 +1,7 @@
 """Distillation of a tiny student: it learns, logs its terms, resumes, and becomes a pipeline by command."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from kdcdiff import cli, distill, latents, stack, surgery
 from kdcdiff.latents import LatentSet
-from kdcdiff.losses import KDCLoss
+from kdcdiff.losses import BKSDMLoss, KDCLoss
 
 TINY = {
     "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 2,
@@ -58,9 +60,40 @@ def test_a_student_comes_closer_to_its_teacher_and_the_teacher_stays(teacher, ca
         describe="",
     )
     assert distance(student, teacher, cache) < 0.5 * before
-    assert {"step", "loss", "soft", "hard", "feature", "mse"} == set(log[-1])
+    terms = {"soft", "hard", "feature", "mse"}
+    assert {"step", "loss", *terms} == set(log[-1])
     assert all(torch.equal(a, b) for a, b in zip(before_weights, teacher.parameters(), strict=True))
     assert not any(m._forward_hooks for m in (*student.modules(), *teacher.modules()))
+
+
+def test_students_of_one_run_end_as_if_each_had_been_alone(teacher, cache):
+    objectives = {"kdc": KDCLoss(), "bk": BKSDMLoss(), "task": BKSDMLoss(0, 0)}
+    variants = {"kdc": "kdc-described", "bk": "bk-sdm-base", "task": "kdc-described"}
+    fresh = {name: surgery.shrink(teacher, variant) for name, variant in variants.items()}
+    settings = {"steps": 4, "batch": 4, "lr": 1e-3, "warmup": 2, "norms_every": 2, "describe": ""}
+    together = {name: (copy.deepcopy(unet), objectives[name]) for name, unet in fresh.items()}
+    log = distill.distill_together(together, teacher, cache, SCHEDULER, **settings)
+    assert {"kdc.soft", "bk.output", "task.mse", "kdc.soft.gradient", "bk.feature.gradient"} <= log[-1].keys()
+    for name, unet in fresh.items():
+        alone = copy.deepcopy(unet)
+        own = distill.distill(alone, teacher, cache, SCHEDULER, objectives[name], **settings)
+        assert own[-1]["mse"] == pytest.approx(log[-1][f"{name}.mse"], rel=1e-4)
+        pairs = zip(alone.parameters(), together[name][0].parameters(), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"checkpointing": True}, {"precision": "bf16"}, {"snr_gamma": 5.0}, {"accumulate": 2}, {"schedule": "constant"}],
+    ids=str,
+)
+def test_it_learns_in_every_mode(teacher, cache, settings):
+    own, student = copy.deepcopy(teacher), surgery.shrink(teacher, "kdc-described")
+    before = distance(student, teacher, cache)
+    distill.distill(
+        student, own, cache, SCHEDULER, BKSDMLoss(), steps=40, batch=8, lr=3e-3, warmup=2, describe="", **settings
+    )
+    assert distance(student, teacher, cache) < 0.7 * before
 
 
 @pytest.mark.parametrize("term", ["alpha", "beta", "gamma"])
@@ -101,8 +134,13 @@ def test_the_command_writes_a_pipeline_that_plain_diffusers_runs(tmp_path, capsy
         "4",
         "--per-class",
         "2",
+        *("--views", "2", "--sheet-every", "1", "--ema", "0.5", "--accumulate", "2"),
     ]
     assert cli.main(words) == 0
+    assert sorted(f.name for f in (tmp_path / "student.work" / "sheets").iterdir()) == [
+        "step-0000001.png",
+        "step-0000002.png",
+    ]
     pipeline = stack.load(tmp_path / "student")
     assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
     assert len(pipeline.unet.down_blocks) == 3 and not (tmp_path / "student.work" / "pipeline").exists()

@@ -150,7 +150,7 @@ def test_the_total_is_its_weighted_terms(alpha, beta, gamma, temperature):
     value, terms = total(alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
     weights = {"soft": alpha, "hard": 1 - alpha, "feature": beta, "mse": gamma}
     assert value.item() == pytest.approx(sum(weights[k] * terms[k].item() for k in weights), rel=1e-4, abs=1e-5)
-    assert not any(t.requires_grad for t in terms.values())
+    assert set(terms) == set(weights)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,38 @@ def test_half_precision_gives_finite_losses_and_gradients(dtype, temperature):
     value.backward()
     assert value.dtype == torch.float32 and value.isfinite() and student.grad.isfinite().all()
     assert all(t.isfinite() for t in terms.values())
+
+
+def test_values_that_are_not_finite_are_refused_by_name():
+    bad = noise(0)
+    bad[0, 0, 0, :2] = float("nan")
+    with pytest.raises(UserError, match=r"teacher='2 of \d+ values not finite': every value must be finite"):
+        losses.soft_target_loss(noise(1), bad, 4.0)
+    with pytest.raises(UserError, match="target="):
+        losses.denoising_loss(noise(1), bad)
+
+
+def test_min_snr_weights_by_hand():
+    alphas = torch.tensor([0.5, 0.9, 0.99])  # SNR 1, 9, 99
+    steps = torch.tensor([0, 1, 2])
+    close = lambda kind, expected: torch.testing.assert_close(  # noqa: E731
+        losses.min_snr_weight(alphas, steps, 5.0, kind), torch.tensor(expected), rtol=1e-4, atol=0
+    )
+    close("epsilon", [1.0, 5 / 9, 5 / 99])
+    close("v_prediction", [1 / 2, 5 / 10, 5 / 100])
+    close("sample", [1.0, 5.0, 5.0])
+    with pytest.raises(UserError, match="prediction type='score': must be one of epsilon, v_prediction, sample"):
+        losses.min_snr_weight(alphas, steps, 5.0, "score")
+
+
+def test_the_ancestors_total_is_its_weighted_terms():
+    student, teacher, target = noise(1), noise(2), noise(3)
+    features = [noise(4)], [noise(5)]
+    inputs = {"student": student, "teacher": teacher, "target": target}
+    inputs |= {"student_features": features[0], "teacher_features": features[1]}
+    total, terms = losses.BKSDMLoss(output=0.5, feature=2.0)(**inputs)
+    expected = (student - target).square().mean() + 0.5 * (student - teacher).square().mean()
+    expected = expected + 2.0 * (features[0][0] - features[1][0]).square().mean()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5) and set(terms) == {"mse", "output", "feature"}
+    with pytest.raises(UserError, match="output=-1: must be 0 or more"):
+        losses.BKSDMLoss(output=-1)
