@@ -1,45 +1,61 @@
-"""Class-by-class training, with and without latent replay, and the measures of forgetting.
+"""Class-by-class training: new classes arrive one after another, and the question is what becomes of the old ones.
 
-One class after the other (`learn`); what distinguishes the methods is which rows a stage may train on:
-
-    naive          the current class alone
-    latent-replay  the current class and the memory, concatenated: equation (5) of KDC-Diff; the memory then takes a
-                   sample of the class, equation (4)
-    joint          every class at once, at the same total compute: the ceiling
-
-Measures follow the matrix R of shape (stages, classes): R[i, j] is the score on class j after stage i.
+A method says where a batch's old rows come from (`Method.recall`), whether the previous model speaks for them
+(`Method.keep`), and how firmly the weights are held (`Method.anchor`). All share one loop and one compute budget: the
+batch size is fixed, old rows take the place of new ones. What is measured is the matrix R[i, j]: the score on class j
+after stage i.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcdiff.errors import check
-from kdcdiff.latents import LatentSet, Noised, draw_rows, noised
-from kdcdiff.replay import LatentReplayBuffer
-from kdcdiff.training import fit
+from kdcdiff.latents import LatentSet, Noised, draw_rows, noised, noised_batch
+from kdcdiff.losses import denoising_loss
+from kdcdiff.replay import LatentReplayBuffer, Origin
+from kdcdiff.training import fit, step_generator
 
 AfterStage = Callable[[int, UNet2DConditionModel], None]
+Encoder = Callable[[Tensor], Tensor]  # pixels (n, 3, H, W) uint8 -> the means of their latents
+Dreamer = Callable[[UNet2DConditionModel, Sequence[str], int], LatentSet]  # so many self-made latents of each class
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a stage trains on besides its class."""
+    """What holds on to the old classes while a new one is learnt.
 
-    replay: bool = False  # the memory of earlier classes
-    joint: bool = False  # every class, in one stage
+    `recall` is where a batch's old rows come from: ``latents`` (their means) or ``pixels`` of the memory, ``dreams`` of
+    the previous model, or the current class ``relabelled`` as old ones. With `keep`, their target is the previous
+    model's output (Li & Hoiem 2017). `anchor` weighs the distance to the previous weights by their Fisher information
+    (Kirkpatrick et al. 2017). `joint` trains on every class in one stage.
+    """
+
+    recall: str = ""
+    keep: bool = False
+    anchor: float = 0.0
+    joint: bool = False
 
 
-METHODS = {"naive": Method(), "latent-replay": Method(replay=True), "joint": Method(joint=True)}
+METHODS = {
+    "naive": Method(),  # the paper's KDC-Diff-CL
+    "latent-replay": Method(recall="latents"),  # the paper's
+    "latent-replay-distilled": Method(recall="latents", keep=True),
+    "pixel-replay": Method(recall="pixels"),  # what latent replay replaces
+    "generative-replay": Method(recall="dreams"),  # Shin et al. 2017
+    "lwf": Method(recall="relabelled", keep=True),
+    "ewc": Method(anchor=300.0),
+    "joint": Method(joint=True),  # the ceiling
+}
 
 
 def replay_share(current: int, memory: int) -> float:
@@ -57,11 +73,17 @@ def learn(
     steps: int,  # optimizer steps per class; joint takes them all in one stage
     batch: int = 32,
     lr: float = 5e-4,
-    capacity: int = 0,  # latents in the memory, all classes together
+    capacity: int = 0,  # latents in the memory, all classes together; or pictures, for ``pixels``
     policy: str = "reservoir",
+    codec: str = "fp16",
+    share: float | None = None,  # of a batch that is old; None: as if new and old were concatenated
     dropout: float = 0.1,
     seed: int = 0,
-    folder: Path,  # finished stages and checkpoints; a killed run goes on from them
+    folder: Path,  # finished stages and snapshots; a killed run goes on from them
+    origin: Origin | None = None,  # of the latents
+    pixels: Tensor | None = None,  # (N, 3, H, W) uint8, the pictures behind `latents`, and
+    encoder: Encoder | None = None,  # what encodes them: for ``pixels``
+    dreamer: Dreamer | None = None,  # for ``dreams``
     after_stage: AfterStage = lambda stage, unet: None,
 ) -> int:
     """Train class by class and call `after_stage(stage, unet)` after each; return the memory's size in bytes.
@@ -70,69 +92,155 @@ def learn(
     """
     check(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
     check(len(set(order)) == len(order) > 0, "classes", list(order), "must be at least one class, each once")
+    check(share is None or 0 < share < 1, "share", share, "must lie between 0 and 1")
     kind = METHODS[method]
+    check(
+        kind.recall != "pixels" or (pixels is not None and encoder is not None), "pixels", None, f"{method} needs them"
+    )
+    check(kind.recall != "dreams" or dreamer is not None, "dreamer", None, f"{method} needs one")
     unet.to(memory_format=torch.channels_last)
-    memory = LatentReplayBuffer(max(capacity, len(order)), policy=policy, seed=seed)
-    place = {text: i for i, text in enumerate(latents.texts)}
-    turns = [tuple(order)] if kind.joint else [(name,) for name in order]
-    channels = latents.mean.shape[1]
-    for stage, names in enumerate(turns):
+    stored = kind.recall in ("latents", "pixels")
+    kept = "raw" if kind.recall == "pixels" else codec
+    memory = LatentReplayBuffer(max(capacity, len(order)), policy=policy, seed=seed, codec=kept)
+    empty = latents.prompts[0]  # of the empty caption, which dropout takes
+    for stage, names in enumerate([tuple(order)] if kind.joint else [(name,) for name in order]):
         current = latents.of_classes(names)
         check(len(current) > 0, "class", names[0], "has no training latents")
-        replayed = round(batch * replay_share(len(current), len(memory))) if kind.replay else 0
-
-        def batch_of(
-            step: int,
-            generator: torch.Generator,
-            current: LatentSet = current,
-            replayed: int = replayed,
-            stage: int = stage,
-        ) -> Noised:
-            rows = draw_rows(batch - replayed, len(current), generator)
-            clean, captions = current.sample(rows, generator), current.captions[rows]
-            if replayed:
-                old = memory.sample(replayed, step=stage * steps + step)
-                stored = old.latents.float()  # mean and standard deviation, concatenated on channels
-                fresh = torch.randn(replayed, channels, *stored.shape[2:], generator=generator)
-                clean = torch.cat([clean, stored[:, :channels] + stored[:, channels:] * fresh])
-                captions = torch.cat([captions, torch.tensor([place[c] for c in old.captions])])
-            keep = torch.rand(batch, generator=generator) >= dropout
-            return noised(clean, latents.prompts[captions * keep], scheduler, generator)
-
+        asked = stage and (kind.keep or kind.recall == "dreams")
+        previous = copy.deepcopy(unet).eval().requires_grad_(False) if asked else None
         finished = folder / f"stage-{stage:02d}.safetensors"
         if finished.is_file():
             unet.load_state_dict(load_file(finished))
         else:
+            recall = _recall(kind.recall, memory, current, latents, order[:stage], previous, encoder, dreamer, capacity)
+            part = replay_share(len(current), len(memory) or capacity) if share is None else share
+            old = min(batch - 1, max(1, round(batch * part))) if stage and recall else 0
+
+            def batch_of(
+                step: int, generator: torch.Generator, current: LatentSet = current, recall: Recall | None = recall,
+                old: int = old, stage: int = stage,
+            ) -> Noised:  # fmt: skip
+                rows = draw_rows(batch - old, len(current), generator)
+                clean, prompts = current.sample(rows, generator), current.prompts[current.captions[rows]]
+                if recall and old:
+                    more, theirs = recall(old, stage * steps + step, generator)
+                    clean, prompts = torch.cat([clean, more]), torch.cat([prompts, theirs])
+                keep = torch.rand(batch, generator=generator) >= dropout
+                return noised(clean, torch.where(keep[:, None, None], prompts, empty), scheduler, generator)
+
+            anchor = (
+                _Anchor(unet, latents.of_classes(order[stage - 1 : stage]), scheduler, seed)
+                if kind.anchor and stage
+                else None
+            )
+
+            def loss(
+                model: nn.Module, data: Noised, generator: torch.Generator, old: int = old,
+                previous: UNet2DConditionModel | None = previous, anchor: _Anchor | None = anchor,
+            ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+                target = data.target
+                if kind.keep and previous is not None and old:
+                    with torch.no_grad():
+                        spoken = previous(
+                            data.noisy[-old:], data.timestep[-old:], data.prompt[-old:], return_dict=False
+                        )[0]
+                    target = torch.cat([target[:-old], spoken])
+                value = denoising_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], target)
+                return value + (kind.anchor * anchor.distance() if anchor else 0.0), {"mse": value}
+
             total = steps * len(order) if kind.joint else steps
             fit(
-                unet,
-                _denoise,
-                batch_of,
-                steps=total,
-                lr=lr,
-                warmup=min(20, total),
-                schedule="cosine" if kind.joint else "constant",
-                seed=seed * 1009 + stage,
-                folder=folder / f"stage-{stage:02d}",
-                checkpoint_every=200,
+                unet, loss, batch_of, steps=total, lr=lr, warmup=min(20, total),
+                schedule="cosine" if kind.joint else "constant", seed=seed * 1009 + stage,
+                folder=folder / f"stage-{stage:02d}", checkpoint_every=200,
                 describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}",
-            )
+            )  # fmt: skip
             partial = finished.with_suffix(".partial")
             save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, partial)
             partial.rename(finished)
-        if kind.replay:
+        if stored:
             texts = [latents.texts[i] for i in current.captions.tolist()]
-            memory.add_class(names[0], torch.cat([current.mean, current.std], 1), texts)
+            prompts = {latents.texts[i]: latents.prompts[i] for i in current.captions.unique().tolist()}
+            rows = torch.isin(latents.labels, torch.tensor([latents.classes.index(names[0])])).nonzero()[:, 0]
+            what = pixels[rows] if kind.recall == "pixels" and pixels is not None else current.mean
+            memory.add_class(names[0], what, texts, prompts, origin)
         after_stage(stage, unet)
-    return memory.nbytes if kind.replay else 0
+    return memory.nbytes
 
 
-def _denoise(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
+# --- where old rows come from --------------------------------------------------------------------------------
+
+Recall = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]  # (n, step, generator) -> clean, prompts
+
+
+def _recall(
+    kind: str,
+    memory: LatentReplayBuffer,
+    current: LatentSet,
+    latents: LatentSet,
+    seen: Sequence[str],
+    previous: UNet2DConditionModel | None,
+    encoder: Encoder | None,
+    dreamer: Dreamer | None,
+    capacity: int,
+) -> Recall | None:
+    """What `Method.recall` names, once there is something to recall."""
+    if not kind or not seen:
+        return None
+
+    def from_memory(n: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        old = memory.sample(n, step=step)
+        assert old.prompts is not None
+        clean = encoder(old.latents) if kind == "pixels" and encoder else old.latents
+        return clean, old.prompts
+
+    if kind in ("latents", "pixels"):
+        return from_memory
+    own = latents.of_classes(seen)
+    if kind == "dreams":
+        assert dreamer is not None and previous is not None
+        own = dreamer(previous, seen, max(1, capacity // len(seen)))
+
+    def from_set(n: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rows = draw_rows(n, len(own), generator)
+        prompts = own.prompts[own.captions[rows]]
+        if kind == "dreams":
+            return own.sample(rows, generator), prompts
+        return current.sample(draw_rows(n, len(current), generator), generator), prompts  # relabelled: captions only
+
+    return from_set
+
+
+class _Anchor:
+    """The distance of the weights to where they were, by the Fisher information that they had there.
+
+    A diagonal estimate: squared gradients of the denoising loss on the class just learnt, scaled to a mean of one.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, latents: LatentSet, scheduler: DDIMScheduler, seed: int, batches: int = 16
+    ) -> None:
+        self.live = [p for p in unet.parameters() if p.requires_grad]
+        self.centre = [p.detach().clone() for p in self.live]
+        self.weight = [torch.zeros_like(p) for p in self.live]
+        for k in range(batches):
+            generator = step_generator(seed, k)
+            data = noised_batch(latents, draw_rows(8, len(latents), generator), scheduler, generator)
+            error = denoising_loss(unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target)
+            for total, gradient in zip(self.weight, torch.autograd.grad(error, self.live), strict=True):
+                total += gradient.square()
+        mean = sum(float(w.sum()) for w in self.weight) / sum(w.numel() for w in self.weight)
+        self.weight = [w / max(mean, 1e-20) for w in self.weight]
+
+    def distance(self) -> Tensor:
+        """A scalar: the weighted mean of the squared change of a weight."""
+        parts = [(w * (p - c).square()).sum() for w, p, c in zip(self.weight, self.live, self.centre, strict=True)]
+        return torch.stack(parts).sum() / sum(c.numel() for c in self.centre)
 
 
 # --- measures ------------------------------------------------------------------------------------------------
-# R is (stages, classes) with R[i, j] the score on class j after stage i; higher is better; only j <= i is read.
+# R is (stages, classes) with R[i, j] the score on class j after stage i; higher is better; only j <= i is read, and by
+# forward transfer j = i + 1.
 
 
 def average_accuracy(R: np.ndarray) -> float:
@@ -150,6 +258,13 @@ def forgetting(R: np.ndarray) -> float:
     """The mean over j < T of max over i < T of R[i, j], minus R[T, j] (Chaudhry et al. 2018)."""
     last = len(R) - 1
     return float(np.mean([np.max(R[j:last, j]) - R[last, j] for j in range(last)]))
+
+
+def forward_transfer(R: np.ndarray, baseline: np.ndarray) -> float:
+    """FWT: the mean over j > 1 of R[j-1, j] - baseline[j], the score on a class before its turn over that of the model
+    that has seen none of them (Lopez-Paz & Ranzato 2017, with their random baseline replaced by this one).
+    """
+    return float(np.mean([R[j - 1, j] - baseline[j] for j in range(1, len(R))]))
 
 
 def interval(

@@ -77,7 +77,7 @@ def distill_together(
     ends as if it had been trained alone with the same seed.
     """
     check(precision in _DTYPES, "precision", precision, f"must be one of {', '.join(_DTYPES)}")
-    teacher.to(PartialState().device, _DTYPES[precision], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher.to(PartialState().device, _DTYPES[precision], memory_format=torch.channels_last)
     teacher.eval().requires_grad_(False)
     for unet, _ in students.values():
         unet.to(memory_format=torch.channels_last)
@@ -98,7 +98,8 @@ def distill_together(
             if snr_gamma:
                 kind = scheduler.config.prediction_type
                 weight = min_snr_weight(scheduler.alphas_cumprod, data.timestep, snr_gamma, kind)
-            totals, terms = [], {}
+            totals: list[Tensor] = []
+            terms: dict[str, Tensor] = {}
             for (name, (_, objective)), predicted, tap in zip(students.items(), model(*inputs), taps, strict=True):
                 student_features, teacher_features = tap.pop()
                 total, own = objective(

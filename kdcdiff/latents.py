@@ -6,6 +6,7 @@ training on the pictures: the step touches neither the autoencoder nor the text 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kdcdiff.data import ImageSet
 from kdcdiff.errors import check
+from kdcdiff.replay import Origin
 from kdcdiff.stack import tokenize
 
 
@@ -40,6 +42,14 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> tuple[Tensor,
     return torch.cat([p.mean for p in posteriors]).contiguous() * scale, torch.cat(
         [p.std for p in posteriors]
     ).contiguous() * scale
+
+
+def origin_of(vae: AutoencoderKL) -> Origin:
+    """What makes this autoencoder's latents its own: a checksum of its weights, and its scaling factor."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + value.float().contiguous().cpu().numpy().tobytes())
+    return Origin(digest.hexdigest()[:16], vae.config.scaling_factor)
 
 
 @torch.no_grad()

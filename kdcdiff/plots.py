@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -97,19 +97,20 @@ def matrix(
     *,
     title: str = "",
     axis: Axes | None = None,
-    **style: Any,
+    limits: tuple[float | None, float | None] = (0, 1),
+    form: str = ".2f",
 ) -> Axes:
-    """A heat map with its numbers; NaN stays blank."""
+    """A heat map with its numbers in `form`; NaN stays blank; colours run over `limits`, None: the values' own."""
     if axis is None:
         _, axis = plt.subplots(figsize=(0.62 * len(columns) + 1.6, 0.42 * len(rows) + 1.0))
     sns.heatmap(
         values,
         mask=np.isnan(values),
-        vmin=0,
-        vmax=1,
+        vmin=limits[0],
+        vmax=limits[1],
         cmap="crest",
         annot=True,
-        fmt=".2f",
+        fmt=form,
         annot_kws={"fontsize": 7},
         cbar=False,
         square=False,
@@ -117,9 +118,30 @@ def matrix(
         yticklabels=rows,
         ax=axis,
         linewidths=0.5,
-        **style,
     )
     axis.grid(False)
     axis.set_title(title, fontsize="medium")
     axis.tick_params(axis="x", rotation=45)
     return axis
+
+
+def gradient_fields(
+    fields: Mapping[str, Callable[[Tensor], Tensor]], *, mark: tuple[float, float], span: float = 3
+) -> Figure:
+    """Where each loss pushes a point of the plane: title -> the gradient at points (N, 2), (N, 2). Arrows go downhill,
+    and darker means steeper; `mark` is where one would want to arrive."""
+    figure, axes = plt.subplots(1, len(fields), figsize=(2.9 * len(fields), 2.9), sharey=True, squeeze=False)
+    line = torch.linspace(-span, span, 15)
+    points = torch.stack([a.flatten() for a in torch.meshgrid(line, line, indexing="xy")], -1)
+    for axis, (title, gradient) in zip(axes[0], fields.items(), strict=True):
+        push = -gradient(points)
+        size = push.norm(dim=-1)
+        unit = push / size.clamp(min=1e-9)[:, None] * (size > 1e-6)[:, None]
+        axis.quiver(
+            *points.T, *unit.T, size, cmap="crest", clim=(0, float(size.max())), scale=22, width=0.006, pivot="mid"
+        )
+        axis.plot(*mark, marker="*", markersize=13, color=PALETTE["student"], markeredgecolor="white")
+        axis.set(title=title, aspect="equal", xlabel="first value")
+        axis.grid(False)
+    axes[0, 0].set_ylabel("second value")
+    return figure

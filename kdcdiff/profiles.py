@@ -62,13 +62,27 @@ class Profile:
     gamma: float = _size(1.0, 0.0)  # weight of the denoising loss
     temperature: float = _size(4.0, 0.01)  # of the soft targets
 
+    # students that differ in their loss only
+    ablation_steps: int = _size(240, 1)  # of each student
+    ablation_batch: int = _size(16, 1)
+    ablation_seeds: int = _size(3, 2)
+    ablation_images: int = _size(8, 1)  # drawn per class by each student
+    grid_steps: int = _size(100, 1)  # of each student of the two grids
+    alphas: tuple[float, ...] = _size((0.0, 0.5, 0.9, 1.0), 0.0, 1.0)  # of the grids, as below
+    betas: tuple[float, ...] = _size((0.0, 0.1, 1.0), 0.0)
+    gammas: tuple[float, ...] = _size((0.0, 1.0, 3.0), 0.0)
+    temperatures: tuple[float, ...] = _size((1.0, 4.0, 20.0), 0.01)
+
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
+    continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
     continual_steps: int = _size(80, 1)  # steps for each
-    continual_batch: int = _size(32, 1)
+    continual_batch: int = _size(16, 1)
     continual_rate: float = _size(4e-4, 1e-8, 1e-1)  # learning rate
-    continual_images: int = _size(16, 2)  # generated per class after every stage
-    capacity: int = _size(160, 1)  # latents in the replay buffer in all: an eighth of the novel pictures
+    continual_images: int = _size(12, 2)  # generated per class after every stage
+    continual_sampler_steps: int = _size(12, 1, 1000)
+    capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
+    capacities: tuple[int, ...] = _size((8, 32, 1280), 1)  # others that it is compared with: from one a class to all
     policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
 
     # generation and evaluation
@@ -93,11 +107,23 @@ PROFILES = {
         distill_steps=4,
         comparison_steps=2,
         distill_batch=4,
+        ablation_steps=3,
+        ablation_batch=4,
+        ablation_seeds=2,
+        ablation_images=2,
+        grid_steps=2,
+        alphas=(0.0, 0.9),
+        betas=(0.0, 0.1),
+        gammas=(0.0, 1.0),
+        temperatures=(1.0, 4.0),
         continual_classes=2,
         continual_steps=3,
         continual_batch=4,
+        continual_seeds=2,
         continual_images=2,
-        capacity=8,
+        continual_sampler_steps=2,
+        capacity=4,
+        capacities=(2, 16),
         generated_images=2,
         sampler_steps=3,
         bootstrap=20,
@@ -116,12 +142,18 @@ PROFILES = {
         comparison_steps=50_000,
         distill_batch=64,
         learning_rate=5e-5,
+        ablation_steps=10_000,
+        ablation_batch=64,
+        ablation_images=100,
+        grid_steps=2_000,
         continual_classes=100,
         continual_steps=2_000,
         continual_batch=64,
         continual_rate=5e-5,
         continual_images=100,
+        continual_sampler_steps=25,
         capacity=10_000,
+        capacities=(100, 1_000, 100_000),
         generated_images=100,
         sampler_steps=25,
         guidance=7.5,
@@ -146,10 +178,17 @@ def allowed() -> list[str]:
 
 
 def checked(name: str, value: Any) -> Any:
-    """`value` as field `name` takes it: a whole number serves for a fraction. UserError otherwise."""
+    """`value` as field `name` takes it: a whole number serves for a fraction, a list for a tuple; or UserError."""
     check(name in allowed(), name, value, f"no such parameter; a profile has {', '.join(allowed())}")
     field = next(field for field in dataclasses.fields(Profile) if field.name == name)
-    kind = _kind(typing.get_type_hints(Profile)[name])
+    hint = typing.get_type_hints(Profile)[name]
+    if typing.get_origin(hint) is tuple:
+        check(isinstance(value, list | tuple) and len(value) > 0, name, value, "must be a list of at least one number")
+        return tuple(_checked(name, field, typing.get_args(hint)[0], entry) for entry in value)
+    return _checked(name, field, _kind(hint), value)
+
+
+def _checked(name: str, field: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -24,7 +24,7 @@ from kdcdiff import continual, data, pretrain, sampling, stack, surgery
 from kdcdiff.chapter import Chapter
 from kdcdiff.data import ImageSet, Source
 from kdcdiff.distill import distill
-from kdcdiff.latents import LatentSet, decode, encode, encode_set
+from kdcdiff.latents import LatentSet, decode, encode, encode_set, origin_of
 from kdcdiff.losses import KDCLoss
 from kdcdiff.metrics import Estimate, class_accuracy
 from kdcdiff.store import Artifact
@@ -38,7 +38,8 @@ def source(chapter: Chapter) -> Source:
 # --- pictures and latents ------------------------------------------------------------------------------------
 
 
-def _pictures(chapter: Chapter, split: str) -> Artifact:
+def pictures_stage(chapter: Chapter, split: str) -> Artifact:
+    """The stage behind `pictures`."""
     where = source(chapter)
     count = chapter.profile.train_images if split == "train" else chapter.profile.test_images
 
@@ -55,11 +56,12 @@ def _pictures(chapter: Chapter, split: str) -> Artifact:
 
 def pictures(chapter: Chapter, split: str) -> ImageSet:
     """All classes' pictures of a split, ``train`` or ``test``."""
-    return ImageSet.load(_pictures(chapter, split).path)
+    return ImageSet.load(pictures_stage(chapter, split).path)
 
 
-def _latents(chapter: Chapter) -> Artifact:
-    pictures_, teacher_ = _pictures(chapter, "train"), _teacher(chapter)
+def latents_stage(chapter: Chapter, split: str = "train") -> Artifact:
+    """The stage behind `latents`; this and its like are for stages that read it."""
+    pictures_, teacher_ = pictures_stage(chapter, split), teacher_stage(chapter)
 
     def make(work: Path) -> None:
         encode_set(teacher(chapter), ImageSet.load(pictures_.path)).save(work)
@@ -68,9 +70,9 @@ def _latents(chapter: Chapter) -> Artifact:
     return chapter.store.get("latents", make, inputs=inputs, outside={"assets": stack.assets_key()})
 
 
-def latents(chapter: Chapter) -> LatentSet:
-    """The training pictures of all classes as the teacher's autoencoder and text encoder see them."""
-    return LatentSet.load(_latents(chapter).path)
+def latents(chapter: Chapter, split: str = "train") -> LatentSet:
+    """A split's pictures of all classes as the teacher's autoencoder and text encoder see them."""
+    return LatentSet.load(latents_stage(chapter, split).path)
 
 
 # --- the judge and the teacher -------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def judge(chapter: Chapter) -> stack.Classifier:
     """The independent classifier: the shipped one for flora; a folder's own, trained on its real images only."""
     if source(chapter).root is None:
         return stack.classifier()
-    pictures_, steps = _pictures(chapter, "train"), chapter.profile.classifier_steps
+    pictures_, steps = pictures_stage(chapter, "train"), chapter.profile.classifier_steps
 
     def make(work: Path) -> None:
         stack.save_classifier(
@@ -98,7 +100,7 @@ def scorer(chapter: Chapter) -> tuple[CLIPModel, CLIPTokenizer]:
     """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
     if source(chapter).root is None:
         return stack.clip()
-    pictures_, steps = _pictures(chapter, "train"), chapter.profile.classifier_steps
+    pictures_, steps = pictures_stage(chapter, "train"), chapter.profile.classifier_steps
 
     def make(work: Path) -> None:
         images = ImageSet.load(pictures_.path)
@@ -112,12 +114,12 @@ def scorer(chapter: Chapter) -> tuple[CLIPModel, CLIPTokenizer]:
     return stack.clip(chapter.store.get("scorer", make, params=params, inputs={"pictures": pictures_}).path)
 
 
-def _teacher(chapter: Chapter) -> Artifact | None:
+def teacher_stage(chapter: Chapter) -> Artifact | None:
     """None: the teacher ships. Otherwise the shipped one, fine-tuned on the folder's base classes."""
     where, profile = source(chapter), chapter.profile
     if where.root is None:
         return None
-    pictures_ = _pictures(chapter, "train")
+    pictures_ = pictures_stage(chapter, "train")
     params = {
         "eye_steps": profile.classifier_steps // 2,
         "autoencoder_steps": profile.autoencoder_steps,
@@ -148,7 +150,7 @@ def _teacher(chapter: Chapter) -> Artifact | None:
 
 def teacher(chapter: Chapter) -> StableDiffusionPipeline:
     """The teacher's pipeline."""
-    made = _teacher(chapter)
+    made = teacher_stage(chapter)
     return stack.load(chapter.profile.teacher if made is None else made / "pipeline")
 
 
@@ -166,8 +168,9 @@ def untrained(unet: UNet2DConditionModel, name: str, seed: int) -> UNet2DConditi
     return UNet2DConditionModel.from_config(surgery.student_config(unet.config, name.removesuffix(RANDOM)))
 
 
-def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
-    profile, latents_ = chapter.profile, _latents(chapter)
+def student_stage(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
+    """The stage behind `student`: its ``unet`` and ``log.jsonl``."""
+    profile, latents_ = chapter.profile, latents_stage(chapter)
     steps = profile.distill_steps if variant == profile.variant else profile.comparison_steps
     params = {
         "variant": variant,
@@ -205,14 +208,14 @@ def _student(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
 def student(chapter: Chapter, variant: str, objective: KDCLoss | None = None) -> StableDiffusionPipeline:
     """The teacher's pipeline with a distilled student's U-Net in it; the profile's own variant trains for longer."""
     pipeline = teacher(chapter)
-    folder = _student(chapter, variant, objective or objective_of(chapter)) / "unet"
+    folder = student_stage(chapter, variant, objective or objective_of(chapter)) / "unet"
     pipeline.unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)
     return pipeline
 
 
 def student_log(chapter: Chapter, variant: str) -> list[dict[str, float]]:
     """The student's training log: step, loss and the unweighted terms of equation (6)."""
-    lines = (_student(chapter, variant, objective_of(chapter)) / "log.jsonl").read_text().splitlines()
+    lines = (student_stage(chapter, variant, objective_of(chapter)) / "log.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -237,15 +240,17 @@ def generate(
     count: int,
     *,
     seed: int | None = None,
+    steps: int | None = None,
 ) -> ImageSet:
-    """`count` pictures of each class from `pipeline`; labels count in the source's classes."""
+    """`count` pictures of each class from `pipeline`; labels count in the source's classes. `seed` and the sampler's
+    `steps` replace the chapter's."""
     profile, known = chapter.profile, source(chapter).classes
     texts = prompts(classes, count)
     images = sampling.generate(
         pipeline,
         texts,
         seed=chapter.seed if seed is None else seed,
-        steps=profile.sampler_steps,
+        steps=steps or profile.sampler_steps,
         guidance=profile.guidance,
     )
     labels = torch.tensor([known.index(name) for name in classes]).repeat_interleave(count)
@@ -255,7 +260,7 @@ def generate(
 def generated(chapter: Chapter, who: str) -> ImageSet:
     """Pictures of the base classes by the ``teacher``, or by the student of the variant `who`; kept in the store."""
     profile, where = chapter.profile, source(chapter)
-    made = _teacher(chapter) if who == "teacher" else _student(chapter, who, objective_of(chapter))
+    made = teacher_stage(chapter) if who == "teacher" else student_stage(chapter, who, objective_of(chapter))
     params = {
         "who": who,
         "count": profile.generated_images,
@@ -296,32 +301,53 @@ def reconstructed(chapter: Chapter, images: ImageSet) -> ImageSet:
 
 @dataclass(frozen=True)
 class ClassByClass:
-    """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class was not yet seen; `images`
-    (stages, classes, n, 3, H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes."""
+    """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class is further away than the
+    next; `before` (classes,) the accuracies of the student that has seen none of them; `images` (stages, classes, n, 3,
+    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds`, `peak_bytes` of all.
+    """
 
     order: tuple[str, ...]
     matrix: np.ndarray
+    before: np.ndarray
     images: Tensor
     retention: float
     memory: int
+    seconds: float
+    peak_bytes: int
 
 
-def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
-    """The distilled student learns the novel classes one after another by `method`; measured after every class."""
+def arrival(chapter: Chapter, run: int) -> tuple[str, ...]:
+    """The novel classes in the order of run number `run`: the source's own, then seeded shuffles."""
+    classes = source(chapter).novel[: chapter.profile.continual_classes]
+    if run == 0:
+        return classes
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(chapter.seed * 1009 + run))
+    return tuple(classes[k] for k in order.tolist())
+
+
+def class_by_class(
+    chapter: Chapter, method: str, *, run: int = 0, capacity: int | None = None, codec: str = "fp16"
+) -> ClassByClass:
+    """The distilled student learns the novel classes one after another by `method`; measured after every class.
+
+    `run` numbers repetitions, each with a seed and an order of its own; `capacity` replaces the profile's.
+    """
     profile, where, variant = chapter.profile, source(chapter), chapter.profile.variant
-    student_, latents_ = _student(chapter, variant, objective_of(chapter)), _latents(chapter)
-    order = where.novel[: profile.continual_classes]
+    student_, latents_ = student_stage(chapter, variant, objective_of(chapter)), latents_stage(chapter)
+    order, seed = arrival(chapter, run), chapter.seed + run
+    capacity = profile.capacity if capacity is None else capacity
     params = {
         "method": method,
         "order": order,
         "steps": profile.continual_steps,
         "batch": profile.continual_batch,
         "lr": profile.continual_rate,
-        "capacity": profile.capacity,
+        "capacity": capacity,
         "policy": profile.policy,
+        "codec": codec,
         "count": profile.continual_images,
-        "sampler": [profile.sampler_steps, profile.guidance],
-        "seed": chapter.seed,
+        "sampler": [profile.continual_sampler_steps, profile.guidance],
+        "seed": seed,
     }
 
     def make(work: Path) -> None:
@@ -331,15 +357,25 @@ def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
         matrix = torch.full((stages, len(order)), float("nan"), dtype=torch.float64)
         images = torch.full((stages, len(order), count, 3, side, side), 255, dtype=torch.uint8)
 
-        def measure(stage: int, unet: UNet2DConditionModel) -> None:
+        def drawn(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> ImageSet:
             pipeline.unet = unet
-            seen = order if method == "joint" else order[: stage + 1]
-            made = generate(chapter, pipeline, seen, count)
-            for j in range(len(seen)):
-                part = slice(j * count, (j + 1) * count)
-                images[stage, j] = made.images[part]
-                matrix[stage, j] = class_accuracy(made.images[part], made.labels[part], classifier).value
+            return generate(chapter, pipeline, classes, count, seed=seed, steps=profile.continual_sampler_steps)
 
+        def scores(made: ImageSet, classes: int) -> list[float]:
+            parts = zip(made.images.chunk(classes), made.labels.chunk(classes), strict=True)
+            return [class_accuracy(pictures, labels, classifier).value for pictures, labels in parts]
+
+        def measure(stage: int, unet: UNet2DConditionModel) -> None:
+            seen = order if method == "joint" else order[: stage + 2]  # with the next one, for forward transfer
+            made = drawn(unet, seen, count)
+            matrix[stage, : len(seen)] = torch.tensor(scores(made, len(seen)), dtype=torch.float64)
+            known = len(seen) if method == "joint" else stage + 1
+            images[stage, :known] = made.images.unflatten(0, (len(seen), count))[:known]
+
+        def dream(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> LatentSet:
+            return encode_set(pipeline, drawn(unet, classes, count))
+
+        before = scores(drawn(pipeline.unet, order, count), len(order))
         memory = continual.learn(
             pipeline.unet,
             latents(chapter),
@@ -349,24 +385,37 @@ def class_by_class(chapter: Chapter, method: str) -> ClassByClass:
             steps=profile.continual_steps,
             batch=profile.continual_batch,
             lr=profile.continual_rate,
-            capacity=profile.capacity,
+            capacity=capacity,
             policy=profile.policy,
-            seed=chapter.seed,
+            codec=codec,
+            seed=seed,
             folder=work / "checkpoint",
+            origin=origin_of(pipeline.vae),
+            pixels=pictures(chapter, "train").images,
+            encoder=lambda images: encode(pipeline.vae, images)[0],
+            dreamer=dream,
             after_stage=measure,
         )
-        base = generate(chapter, pipeline, where.base, max(2, count // 2))
-        retention = class_accuracy(base.images, base.labels, classifier).value
+        base = drawn(pipeline.unet, where.base, max(2, count // 2))
+        words = {
+            "order": order,
+            "before": before,
+            "retention": class_accuracy(base.images, base.labels, classifier).value,
+            "memory": memory,
+        }
         save_file({"matrix": matrix, "images": images}, work / "run.safetensors")
-        (work / "run.json").write_text(json.dumps({"order": order, "retention": retention, "memory": memory}))
+        (work / "run.json").write_text(json.dumps(words))
 
     inputs = {"student": student_, "latents": latents_}
-    made = chapter.store.get("class-by-class", make, params=params, inputs=inputs)
+    made = chapter.store.get("class-by-class", make, version=2, params=params, inputs=inputs)
     tensors, words = load_file(made / "run.safetensors"), json.loads((made / "run.json").read_text())
     return ClassByClass(
         tuple(words["order"]),
         tensors["matrix"].numpy(),
+        np.array(words["before"]),
         tensors["images"],
         words["retention"],
         words["memory"],
+        made.manifest["seconds"],
+        made.manifest["peak_bytes"],
     )

@@ -131,9 +131,8 @@ def fit(
             )
 
     model.train()
-    bar = tqdm(
-        total=steps, initial=start, desc=describe, mininterval=1, disable=not describe or not accelerator.is_main_process
-    )  # fmt: skip
+    shown = bool(describe) and accelerator.is_main_process
+    bar = tqdm(total=steps, initial=start, desc=describe, mininterval=1, disable=not shown)
     with _log(log_path, log_bytes) as write:
         clock, saved, images = time.perf_counter(), time.perf_counter(), 0
         for step in range(start, steps):
@@ -170,8 +169,8 @@ def fit(
                 log_bytes = write(row)
                 accelerator.log({k: v for k, v in row.items() if k != "step"}, step=done)
             bar.update()
-            due = checkpoint_every and done % checkpoint_every == 0
-            due = due or (checkpoint_minutes and time.perf_counter() - saved > 60 * checkpoint_minutes)
+            due = checkpoint_every > 0 and done % checkpoint_every == 0
+            due = due or (checkpoint_minutes > 0 and time.perf_counter() - saved > 60 * checkpoint_minutes)
             if due and snapshots.folder and accelerator.is_main_process:
                 stop_if_failed()
                 snapshots.save(done, state_of(model, optimizer.optimizer, averaged, accelerator.scaler), log_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,4 +73,22 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
         (root / "_toc.yml").write_text(toc)
         return root
 
+    return make
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
+    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
+    from kdcdiff import chapter
+
+    built: Counter[str] = Counter()
+
+    def make(dataset: str = "flora", **own):
+        book = chapter.open("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
+        heard = book.store.on_use
+        book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
+        return book
+
+    make.built = built
     return make

@@ -48,15 +48,28 @@ def tiny() -> UNet2DConditionModel:
     return UNet2DConditionModel(**TINY)
 
 
+PIXELS = torch.arange(18, dtype=torch.uint8).repeat_interleave(3 * 8 * 8).reshape(18, 3, 8, 8)  # picture i is all i
+
+
+def encoder(pixels: torch.Tensor) -> torch.Tensor:
+    """As an autoencoder would: picture i becomes the latents of row i."""
+    return latent_set().mean[pixels[:, 0, 0, 0].long()]
+
+
+def dreamer(unet, classes, count):
+    return latent_set(count).of_classes(classes)
+
+
 def learn_tiny(folder, method, pause=0.0, steps=4, after=lambda stage, unet: None, **settings):
     def after_stage(stage, unet):
         time.sleep(pause)
         after(stage, unet)
 
     unet = tiny()
+    given = {"capacity": 6, "pixels": PIXELS, "encoder": encoder, "dreamer": dreamer} | settings
     memory = continual.learn(
         unet, latent_set(), ORDER, DDIMScheduler(**stack.SCHEDULER), method, steps=steps, batch=4, lr=1e-3,
-        capacity=6, seed=1, folder=folder, after_stage=after_stage, **settings,
+        seed=1, folder=folder, after_stage=after_stage, **given,
     )  # fmt: skip
     return unet, memory
 
@@ -70,6 +83,11 @@ def test_the_measures_by_hand():
     assert continual.average_accuracy(R) == pytest.approx(0.6)
     assert continual.backward_transfer(R) == pytest.approx(((0.6 - 0.9) + (0.2 - 0.8)) / 2)
     assert continual.forgetting(R) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+
+
+def test_forward_transfer_by_hand():
+    known = np.array([[0.9, 0.3, np.nan], [0.5, 0.8, 0.1], [0.6, 0.2, 1.0]])
+    assert continual.forward_transfer(known, np.array([0.0, 0.1, 0.2])) == pytest.approx((0.2 - 0.1) / 2)
 
 
 def test_forgetting_counts_from_the_best_and_not_from_the_first_score():
@@ -104,7 +122,51 @@ def test_methods_part_ways_only_when_there_is_something_to_replay(tmp_path):
 
 def test_the_memory_is_paid_for_by_replay_alone(tmp_path):
     assert learn_tiny(tmp_path / "n", "naive")[1] == 0
-    assert learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 4 * 4 * 4 * 2  # rows x (mean and std) x 4 x 4 x fp16
+    assert learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 2 * 4 * 4 * 2  # rows x channels x 4 x 4 x fp16
+
+
+def ended(folder, method, **settings) -> torch.Tensor:
+    return learn_tiny(folder, method, **settings)[0].conv_in.weight.detach()
+
+
+def test_every_method_learns_and_ends_elsewhere(tmp_path):
+    ends = {method: ended(tmp_path / method, method, steps=6) for method in continual.METHODS}
+    names = list(ends)
+    assert all(end.isfinite().all() for end in ends.values())
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            assert not torch.equal(ends[one], ends[other]), (one, other)
+
+
+def test_pixels_of_the_same_rows_are_the_same_memory(tmp_path):
+    """An autoencoder that does not change makes replay of pixels that of latents, but for their half precision."""
+    latent, pixel = (ended(tmp_path / m, m, steps=6, capacity=18) for m in ("latent-replay", "pixel-replay"))
+    assert torch.allclose(latent, pixel, atol=1e-3)
+    assert not torch.allclose(latent, ended(tmp_path / "n", "naive", steps=6), atol=1e-3)
+
+
+def test_an_anchor_holds_the_weights(tmp_path, monkeypatch):
+    moved = {}
+    for weight in (0.0, 1e6):
+        monkeypatch.setitem(continual.METHODS, "ewc", continual.Method(anchor=weight or 1e-12))
+        seen = []
+        after = lambda stage, unet, seen=seen: seen.append(unet.conv_in.weight.detach().clone())  # noqa: E731
+        learn_tiny(tmp_path / str(weight), "ewc", steps=8, after=after)
+        moved[weight] = (seen[2] - seen[0]).norm()
+    assert moved[1e6] < 0.5 * moved[0.0]
+
+
+def test_the_share_of_old_rows_can_be_chosen(tmp_path):
+    more, fewer = (ended(tmp_path / str(s), "latent-replay", share=s) for s in (0.75, 0.25))
+    assert not torch.equal(more, fewer)
+    with pytest.raises(UserError, match="share=1.0: must lie between 0 and 1"):
+        learn_tiny(tmp_path / "x", "latent-replay", share=1.0)
+
+
+@pytest.mark.parametrize(("method", "missing"), [("pixel-replay", "encoder"), ("generative-replay", "dreamer")])
+def test_what_a_method_needs_is_asked_for(tmp_path, method, missing):
+    with pytest.raises(UserError, match=f"{method} needs"):
+        learn_tiny(tmp_path, method, **{missing: None})
 
 
 def test_joint_training_takes_one_stage_and_the_same_compute(tmp_path):

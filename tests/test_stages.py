@@ -1,28 +1,10 @@
 """The road's stages at smoke: made once, keyed by what they depend on, on flora and on a folder of pictures."""
 
-from collections import Counter
-
 import pytest
 import torch
 from PIL import Image
 
-from kdcdiff import chapter, flora, stages
-
-
-@pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
-    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
-    built: Counter[str] = Counter()
-
-    def make(dataset: str = "flora", **own):
-        book = chapter.open("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
-        heard = book.store.on_use
-        book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
-        return book
-
-    make.built = built
-    return make
+from kdcdiff import flora, stages
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,8 @@ def batch(step, generator):
 def loss(model, data, generator):
     value = (model(data["x"]) - data["y"]).square().mean()
     return value, {"value": value}
-fit(model, loss, batch, steps=10, lr=1e-2, accumulate=2, ema=0.9, folder=Path(sys.argv[1]), checkpoint_every=5, describe="")
+settings = dict(accumulate=2, ema=0.9, folder=Path(sys.argv[1]), checkpoint_every=5, describe="")
+fit(model, loss, batch, steps=10, lr=1e-2, **settings)
 state = PartialState()
 if state.is_main_process:
     save_file(model.state_dict(), sys.argv[1] + ".safetensors")

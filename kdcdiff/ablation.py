@@ -1,0 +1,173 @@
+"""Students that differ in their objective and in nothing else: what each term of a loss is worth.
+
+Students of one seed start from the same weights, see the same batches, and share one teacher forward a step; seeds
+repeat the whole. Every student is then read three ways: by the judge on what it draws, by its error on held-out
+latents, and by its distance from the teacher there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+from scipy import stats
+
+from kdcdiff import stages, surgery
+from kdcdiff.chapter import Chapter
+from kdcdiff.distill import distill_together
+from kdcdiff.errors import check
+from kdcdiff.estimates import Estimate
+from kdcdiff.latents import LatentSet, noised_batch
+from kdcdiff.losses import BKSDMLoss, KDCLoss, Weighted
+from kdcdiff.metrics import class_accuracy
+
+MEASURES = {  # what is read of each student, and its unit
+    "accuracy": "class accuracy",
+    "error": "held-out denoising error",
+    "distance": "held-out squared distance to the teacher's output",
+}
+
+
+def objectives(chapter: Chapter) -> dict[str, Weighted]:
+    """Objectives that part ways in one term each, the profile's weights where a weight is asked for."""
+    p = chapter.profile
+    return {
+        "task": BKSDMLoss(output=0, feature=0),  # the denoising loss alone
+        "task + output": BKSDMLoss(output=1, feature=0),
+        "task + output + feature": BKSDMLoss(output=1, feature=p.beta),
+        "task + soft": KDCLoss(alpha=1, beta=0, gamma=p.gamma, temperature=p.temperature),
+        "task + hard": KDCLoss(alpha=0, beta=0, gamma=p.gamma, temperature=p.temperature),
+        "total": KDCLoss(alpha=p.alpha, beta=p.beta, gamma=p.gamma, temperature=p.temperature),
+    }
+
+
+def grid(
+    first: str, values: Sequence[float], second: str, others: Sequence[float], base: KDCLoss
+) -> dict[str, Weighted]:
+    """Equation (6) with two of its weights over a grid; names are ``first=value, second=value``."""
+    cells = [(a, b) for a in values for b in others]
+    weights: list[dict[str, Any]] = [{first: a, second: b} for a, b in cells]
+    names = [f"{first}={a:g}, {second}={b:g}" for a, b in cells]
+    return {name: replace(base, **own) for name, own in zip(names, weights, strict=True)}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`scores` maps each of `MEASURES` to (students, seeds); `n` pictures of each were judged; `logs` are by seed."""
+
+    names: tuple[str, ...]
+    scores: dict[str, np.ndarray]
+    n: int
+    logs: tuple[list[dict[str, float]], ...]
+
+    def mean(self, measure: str, name: str) -> Estimate:
+        """A student's mean over the seeds."""
+        return over_seeds(self.scores[measure][self.names.index(name)], MEASURES[measure])
+
+    def gain(self, measure: str, name: str, over: str) -> Estimate:
+        """How much more `name` has than `over`: the mean of the differences, seed by seed."""
+        row = self.scores[measure]
+        return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
+
+
+def over_seeds(values: np.ndarray, unit: str = "") -> Estimate:
+    """The mean of one value for each seed, with Student's interval; of a single seed there is none, and it is NaN."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Estimate(mean, float("nan"), float("nan"), n, unit)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n, unit)
+
+
+@torch.no_grad()
+def heldout(
+    unet: UNet2DConditionModel,
+    teacher: UNet2DConditionModel,
+    latents: LatentSet,
+    scheduler: DDIMScheduler,
+    seed: int,
+    batch: int = 128,
+) -> tuple[float, float]:
+    """(mean squared error against the target, against the teacher's output) on every row of `latents`, at seeded noise
+    and timesteps: the same for whichever network is asked."""
+    generator, sums = torch.Generator().manual_seed(seed), np.zeros(2)
+    for rows in torch.arange(len(latents)).split(batch):
+        data = noised_batch(latents, rows, scheduler, generator, dropout=0.0)
+        inputs = (data.noisy, data.timestep, data.prompt)
+        made, wanted = (net(*inputs, return_dict=False)[0] for net in (unet, teacher))
+        sums += [((made - other) ** 2).mean().item() * len(rows) for other in (data.target, wanted)]
+    error, distance = sums / len(latents)
+    return float(error), float(distance)
+
+
+def compare(chapter: Chapter, candidates: Mapping[str, Weighted], *, seeds: int, steps: int, images: int) -> Ablation:
+    """Train the profile's variant once for each candidate and seed, and measure; `images` of each base class are
+    judged, and with 0 the accuracy is NaN. A stage of the store."""
+    check(len(candidates) > 0, "objectives", 0, "must be at least one")
+    profile, numbers = chapter.profile, [chapter.seed + k for k in range(seeds)]
+    params = {
+        "candidates": {name: repr(objective) for name, objective in candidates.items()},
+        "variant": profile.variant,
+        "seeds": numbers,
+        "steps": steps,
+        "batch": profile.ablation_batch,
+        "lr": profile.learning_rate,
+        "images": images,
+        "sampler": [profile.sampler_steps, profile.guidance],
+    }
+
+    def make(work: Path) -> None:
+        runs = [
+            _train_and_read(chapter, candidates, seed, steps, images, work / "checkpoint" / str(seed))
+            for seed in numbers
+        ]
+        save_file({"scores": np.stack([scores for scores, _ in runs], axis=-1)}, work / "scores.safetensors")
+        (work / "logs.json").write_text(json.dumps([log for _, log in runs]))
+
+    inputs = {split: stages.latents_stage(chapter, split) for split in ("train", "test")}
+    made = chapter.store.get("ablation", make, params=params, inputs=inputs)
+    scores = dict(zip(MEASURES, load_file(made / "scores.safetensors")["scores"], strict=True))
+    logs = tuple(json.loads((made / "logs.json").read_text()))
+    return Ablation(tuple(candidates), scores, images * len(stages.source(chapter).base), logs)
+
+
+def _train_and_read(
+    chapter: Chapter, candidates: Mapping[str, Weighted], seed: int, steps: int, images: int, folder: Path
+) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """One seed: the scores (measures, candidates), and the log."""
+    profile, base = chapter.profile, stages.source(chapter).base
+    pipeline = stages.teacher(chapter)
+    teacher = pipeline.unet
+    students = {name: (surgery.shrink(teacher, profile.variant), loss) for name, loss in candidates.items()}
+    log = distill_together(
+        students,
+        teacher,
+        stages.latents(chapter).of_classes(base),
+        pipeline.scheduler,
+        steps=steps,
+        batch=profile.ablation_batch,
+        lr=profile.learning_rate,
+        warmup=steps // 10,
+        seed=seed,
+        folder=folder,
+        checkpoint_every=100,
+        log_every=max(1, steps // 10),
+        norms_every=max(2, steps // 2),
+        describe=f"{len(students)} students, seed {seed}",
+    )
+    test, classifier = stages.latents(chapter, "test").of_classes(base), stages.judge(chapter)
+    scores = np.full((len(MEASURES), len(students)), np.nan)
+    for k, (unet, _) in enumerate(students.values()):
+        scores[1:, k] = heldout(unet, teacher, test, pipeline.scheduler, seed)
+        if images:
+            pipeline.unet = unet
+            made = stages.generate(chapter, pipeline, base, images, seed=seed)
+            scores[0, k] = class_accuracy(made.images, made.labels, classifier).value
+    return scores, log
