@@ -251,7 +251,7 @@ class LatentReplayBuffer:
         if self._rows is None:
             self.shape, self.dtype, self.origin = tuple(latents.shape[1:]), str(latents.dtype), origin
             self._rows = self._new_rows()
-        for part in torch.arange(len(order)).split(4096):
+        for part in torch.arange(len(order)).split(256):
             self._rows.write(places[part], CODECS[self.codec].encode(latents[order[part]]))
         self._places[name], self._keys[name] = places, keys[order]
         self._caption([captions[i] for i in order.tolist()], places, prompts or {})

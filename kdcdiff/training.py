@@ -180,7 +180,8 @@ def fit(
                 watch(done)
                 model.train()
     bar.close()
-    accelerator.end_training()
+    if trackers:
+        accelerator.end_training()
     if averaged is not None:
         averaged.copy_to_module()
     model.eval()
