@@ -6,13 +6,15 @@
 
 Every parameter is checked before any work. Named settings come from outside, so that the notebooks need no
 `if`: the variables KDCDIFF_PROFILE and KDCDIFF_ARTIFACTS, where set, replace the parameters' values (that is
-how the tests run the committed notebooks at `smoke`), and KDCDIFF_RESULTS says where the results file is.
+how the tests run the committed notebooks at `smoke`), KDCDIFF_RESULTS says where the results file is, and KDCDIFF_SIZES
+holds the sizes that `kdcdiff run -p` sets for all chapters alike.
 """
 
 from __future__ import annotations
 
 import contextlib
 import html
+import json
 import os
 import random
 from dataclasses import dataclass, field
@@ -116,7 +118,8 @@ def open(  # noqa: A001 - reads as `chapter.open`
     """
     profile = os.environ.get("KDCDIFF_PROFILE") or profile
     artifacts = os.environ.get("KDCDIFF_ARTIFACTS") or artifacts
-    sizes = profiles.get(profile, **own)
+    of_run = json.loads(os.environ.get("KDCDIFF_SIZES") or "{}")
+    sizes = profiles.get(profile, **of_run | {key: value for key, value in own.items() if value is not None})
     dataset = checked_dataset(dataset)
     checked_seed(seed)
     results = Results(results_path())

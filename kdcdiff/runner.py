@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from kdcdiff import book as books
 from kdcdiff import profiles
-from kdcdiff.book import Book, Page
+from kdcdiff.book import Book, Page, digest
 from kdcdiff.chapter import DATASETS, checked_dataset, checked_seed
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import PeakMemory
@@ -68,7 +68,8 @@ def run(
 ) -> list[str]:
     """Execute the chapters of the book at `root` that are not up to date; the names of those executed.
 
-    `own` are notebook parameters, given to each chapter that declares them; their values may be text, as from
+    `own` are notebook parameters, given to each chapter that declares them; those that are sizes of the profile hold
+    for every chapter, since a stage that two of them read must be one and the same. Their values may be text, as from
     a command line. Relative paths are relative to `root`. UserError: anything that a chapter would refuse,
     before any work. ChapterFailed: a cell raised, ran out of time, or took its kernel down; the executed copy
     stays.
@@ -84,12 +85,12 @@ def run(
         "seed": checked_seed(seed),
         "artifacts": str(Store(book.root / Path(artifacts).expanduser(), say=lambda _: None).root),
     }
-    plan = _plan(book, chosen, given, own or {})
+    plan, sizes = _plan(book, chosen, given, own or {})
     copy_pages(book)
     Results(book.results).keep(chapter.name for chapter in book.chapters())
-    outside = outside_digest(book, given["dataset"])
+    outside = outside_digest(book, given["dataset"]) + (digest(sizes) if sizes else "")
     executed = []
-    with _kernel_environment(book), tqdm(plan, desc="chapters", unit="chapter", disable=None) as bar:
+    with _kernel_environment(book, sizes), tqdm(plan, desc="chapters", unit="chapter", disable=None) as bar:
         for chapter, values in bar:
             bar.set_postfix_str(chapter.name)
             notebook = books.read(book.root / chapter.path)
@@ -97,7 +98,7 @@ def run(
             if not force and is_current(book, chapter, stamp):
                 _say(f"{chapter.name}: up to date")
                 continue
-            seconds, peak = _execute(book, chapter, values, stamp, timeout)
+            seconds, peak = _execute(book, chapter, values, sizes, stamp, timeout)
             executed.append(chapter.name)
             _say(f"{chapter.name}: {seconds:,.1f} s, peak {peak / 2**30:.2f} GiB")
     return executed
@@ -110,9 +111,12 @@ def _say(line: str) -> None:
 
 def _plan(
     book: Book, chosen: list[Page], given: dict[str, Any], own: Mapping[str, Any]
-) -> list[tuple[Page, dict[str, Any]]]:
-    """Each chapter with the values of its parameters, typed as declared. All refusals happen here."""
+) -> tuple[list[tuple[Page, dict[str, Any]]], dict[str, Any]]:
+    """Each chapter with the values of its parameters, typed as declared, and those of them that are sizes of the
+    profile. All refusals happen here.
+    """
     plan: list[tuple[Page, dict[str, Any]]] = []
+    sizes: dict[str, Any] = {}
     declared: set[str] = set()
     for chapter in chosen:
         notebook = books.read(book.root / chapter.path)
@@ -126,7 +130,7 @@ def _plan(
         }
         for name in values.keys() & set(profiles.allowed()):
             if values[name] is not None:
-                profiles.checked(name, values[name])
+                sizes[name] = profiles.checked(name, values[name])
         plan.append((chapter, values))
     for name, value in own.items():
         check(
@@ -135,10 +139,12 @@ def _plan(
             value,
             f"no chapter to be run has this parameter; they have {', '.join(sorted(declared))}",
         )
-    return plan
+    return plan, sizes
 
 
-def _execute(book: Book, chapter: Page, values: dict[str, Any], stamp: str, timeout: float) -> tuple[float, int]:
+def _execute(
+    book: Book, chapter: Page, values: dict[str, Any], sizes: dict[str, Any], stamp: str, timeout: float
+) -> tuple[float, int]:
     source, copy = book.root / chapter.path, book.staged / chapter.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.unlink(missing_ok=True)
@@ -170,7 +176,7 @@ def _execute(book: Book, chapter: Page, values: dict[str, Any], stamp: str, time
     seconds = time.perf_counter() - start
     notebook = books.read(copy)
     _verify(chapter, notebook, values)
-    publish(book, chapter, notebook, values, stamp, seconds, memory.peak_bytes)
+    publish(book, chapter, notebook, values, sizes, stamp, seconds, memory.peak_bytes)
     return seconds, memory.peak_bytes
 
 
@@ -216,9 +222,9 @@ def _last_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _kernel_environment(book: Book) -> Iterator[None]:
-    """A kernelspec of exactly this interpreter, and an environment in which a notebook's parameters are what
-    counts.
+def _kernel_environment(book: Book, sizes: dict[str, Any]) -> Iterator[None]:
+    """A kernelspec of exactly this interpreter, and an environment in which a notebook's parameters, and the run's
+    `sizes`, are what counts.
     """
     folder = book.build / "jupyter" / "kernels" / KERNEL
     spec = {
@@ -241,6 +247,7 @@ def _kernel_environment(book: Book) -> Iterator[None]:
     os.environ |= {
         "JUPYTER_PATH": path,
         "KDCDIFF_RESULTS": str(book.results),
+        "KDCDIFF_SIZES": json.dumps(sizes),
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",

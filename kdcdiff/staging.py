@@ -92,6 +92,7 @@ def publish(
     chapter: Page,
     notebook: NotebookNode,
     values: dict[str, Any],
+    sizes: dict[str, Any],
     stamp: str,
     seconds: float,
     peak_bytes: int,
@@ -104,10 +105,10 @@ def publish(
             cell.outputs = _joined(cell.outputs)
         if "injected-parameters" in books.tags(cell):
             cell.metadata["tags"] = [*books.tags(cell), "remove-cell"]
-    own = "".join(f" -p {name} {value}" for name, value in values.items() if name not in books.STANDARD)
+    own = "".join(f" -p {name} {value}" for name, value in (sizes | values).items() if name not in books.STANDARD)
     word = dataset_word(values["dataset"])
     source = word if word in DATASETS else f"path/to/{word}"
-    shown = values | {"dataset": word, "artifacts": Path(values["artifacts"]).name}
+    shown = sizes | values | {"dataset": word, "artifacts": Path(values["artifacts"]).name}
     notebook.cells.append(
         nbformat.v4.new_markdown_cell(
             f"```{{admonition}} What this chapter took\n:class: tip\n"

@@ -28,7 +28,7 @@ chapter = kdcdiff.chapter.open("{name}", **settings{own})"""
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings that steer a run from outside."""
-    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS"):
+    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES"):
         monkeypatch.delenv(name, raising=False)
 
 

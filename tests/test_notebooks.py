@@ -112,6 +112,14 @@ def test_a_notebook_is_sound(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_that_reads_stages_takes_the_number_of_classes(path):
+    """Run alone by papermill, it must be able to ask for the very stages that the others made."""
+    notebook = books.read(path)
+    reads = any("stages." in cell.source for cell in books.code_cells(notebook))
+    assert not reads or "classes" in books.parameters(notebook, path.stem)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermills_help_reads_well(path):
     """`papermill --help-notebook` infers every parameter, with its type and its comment."""
     seen = papermill.inspect_notebook(path)

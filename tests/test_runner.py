@@ -76,6 +76,23 @@ def test_a_run_executes_skips_and_runs_again_what_changed(small_book, capsys):
     assert "01-a" in runner.run(root, profile="smoke", own={"factor": "3"}), "its figures are gone"
 
 
+def test_a_size_set_for_one_run_holds_in_every_chapter(small_book):
+    """Two chapters that read one stage must ask for the same one, whichever of them declares the parameter."""
+    show = "print(chapter.profile.distill_steps, chapter.profile.alphas)"
+    root = small_book({"01-a": [show], "02-b": [show]})
+    declared = "from typing import Optional\ndistill_steps: Optional[int] = None\nalphas: Optional[list[float]] = None"
+    own = ", distill_steps=distill_steps, alphas=alphas"
+    write_notebook(root / "notebooks" / "02-b.ipynb", [show], declared, own)
+    runner.run(root, profile="smoke", own={"distill_steps": "7", "alphas": "[0.25, 1]"})
+    assert [printed(read(root, name)).split("\n")[-2] for name in ("01-a", "02-b")] == ["7 (0.25, 1.0)"] * 2
+    assert runner.run(root, profile="smoke", own={"distill_steps": "7", "alphas": "[0.25, 1]"}) == []
+    assert runner.run(root, profile="smoke", own={"distill_steps": "8"}) == ["01-a", "02-b"]
+    assert runner.run(root, profile="smoke") == ["01-a", "02-b"], "and no longer than that run"
+    assert "4 (" in printed(read(root, "01-a"))
+    with pytest.raises(UserError, match="distill_steps=0: must be a whole number, at least 1"):
+        runner.run(root, profile="smoke", own={"distill_steps": "0"})
+
+
 def test_values_keep_their_types(small_book):
     parameters = """\
 from typing import Optional
