@@ -138,29 +138,32 @@ def min_snr_weight(alphas_cumprod: Tensor, timestep: Tensor, gamma: float, predi
     return snr.clamp(max=gamma) / per[prediction_type]
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What both networks made of one batch: `student`, `teacher` and the `target` (N, C, H, W), the features of each
+    shared stage, and the `weight` (N,) of the samples in the denoising term."""
+
+    student: Tensor
+    teacher: Tensor
+    target: Tensor
+    student_features: Sequence[Tensor]
+    teacher_features: Sequence[Tensor]
+    weight: Tensor | None = None
+
+
 class Weighted:
     """A weighted sum of named terms, each of them computed and logged even at weight zero."""
 
-    def terms(
-        self,
-        *,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor,
-        student_features: Sequence[Tensor],
-        teacher_features: Sequence[Tensor],
-        weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, seen: Outputs) -> dict[str, Tensor]:
         raise NotImplementedError
 
     @property
     def weights(self) -> dict[str, float]:
         raise NotImplementedError
 
-    def __call__(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar, and each term unweighted. Outputs are (N, C, H, W), features one for each shared stage, `weight`
-        (N,) of the samples in the denoising term."""
-        terms = self.terms(**inputs)
+    def __call__(self, **outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar and each term, unweighted, of the fields of `Outputs`."""
+        terms = self.terms(Outputs(**outputs))
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), terms
 
 
@@ -189,21 +192,12 @@ class KDCLoss(Weighted):
     def weights(self) -> dict[str, float]:
         return {"soft": self.alpha, "hard": 1 - self.alpha, "feature": self.beta, "mse": self.gamma}
 
-    def terms(
-        self,
-        *,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor,
-        student_features: Sequence[Tensor],
-        teacher_features: Sequence[Tensor],
-        weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, seen: Outputs) -> dict[str, Tensor]:
         return {
-            "soft": soft_target_loss(student, teacher, self.temperature, self.reading),
-            "hard": hard_target_loss(student, teacher, target, self.reading, self.label),
-            "feature": feature_loss(student_features, teacher_features),
-            "mse": denoising_loss(student, target, weight),
+            "soft": soft_target_loss(seen.student, seen.teacher, self.temperature, self.reading),
+            "hard": hard_target_loss(seen.student, seen.teacher, seen.target, self.reading, self.label),
+            "feature": feature_loss(seen.student_features, seen.teacher_features),
+            "mse": denoising_loss(seen.student, seen.target, seen.weight),
         }
 
 
@@ -221,20 +215,11 @@ class BKSDMLoss(Weighted):
     def weights(self) -> dict[str, float]:
         return {"mse": 1.0, "output": self.output, "feature": self.feature}
 
-    def terms(
-        self,
-        *,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor,
-        student_features: Sequence[Tensor],
-        teacher_features: Sequence[Tensor],
-        weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, seen: Outputs) -> dict[str, Tensor]:
         return {
-            "mse": denoising_loss(student, target, weight),
-            "output": output_loss(student, teacher),
-            "feature": feature_loss(student_features, teacher_features),
+            "mse": denoising_loss(seen.student, seen.target, seen.weight),
+            "output": output_loss(seen.student, seen.teacher),
+            "feature": feature_loss(seen.student_features, seen.teacher_features),
         }
 
 

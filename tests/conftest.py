@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
+from kdcdiff import stack
 
 REPO = Path(__file__).resolve().parent.parent
 PARAMETERS = """\
@@ -23,6 +27,56 @@ OPEN = """\
 import kdcdiff.chapter
 settings = dict(profile=profile, dataset=dataset, seed=seed, artifacts=artifacts)
 chapter = kdcdiff.chapter.open("{name}", **settings{own})"""
+
+
+def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
+    """A Stable-Diffusion pipeline of the smallest sizes: 16x16 images, seeded random weights, words of `prompts`."""
+    torch.manual_seed(0)
+    tokenizer = stack.train_tokenizer(prompts, size=560)
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        vocab_size=len(tokenizer),
+        **special,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        sample_size=16,
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+    parts = {
+        "vae": vae,
+        "unet": unet,
+        "text_encoder": CLIPTextModel(text),
+        "tokenizer": tokenizer,
+        "scheduler": DDIMScheduler(**stack.SCHEDULER),
+    }
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,13 @@ what it says.
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 import kdcdiff  # noqa: F401  (first: it repairs torchvision)
-from kdcdiff import attention, sampling, stack
+from kdcdiff import attention, sampling
 from kdcdiff.errors import UserError
+
+from .conftest import tiny_pipeline
 
 PROMPTS = ["a photo of a red rose", "a photo of a blue tulip", "a photo of a monarch butterfly"]
 WORDS = ["rose", "tulip", "monarch butterfly"]
@@ -18,54 +18,10 @@ WORDS = ["rose", "tulip", "monarch butterfly"]
 
 @pytest.fixture(scope="module")
 def pipeline():
-    torch.manual_seed(0)
-    tokenizer = stack.train_tokenizer(PROMPTS, size=560)
-    special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.eos_token_id,
-    }
-    text = CLIPTextConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        vocab_size=len(tokenizer),
-        **special,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    for name, parameter in unet.named_parameters():
+    pipe = tiny_pipeline(PROMPTS)
+    for name, parameter in pipe.unet.named_parameters():
         if "attn2.to_q" in name or "attn2.to_k" in name:
             parameter.data *= 20  # so that attention is far from even
-    vae = AutoencoderKL(
-        sample_size=16,
-        block_out_channels=(8, 8, 8),
-        norm_num_groups=4,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-    )
-    parts = {
-        "vae": vae,
-        "unet": unet,
-        "text_encoder": CLIPTextModel(text),
-        "tokenizer": tokenizer,
-        "scheduler": DDIMScheduler(**stack.SCHEDULER),
-    }
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
