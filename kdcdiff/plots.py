@@ -145,3 +145,32 @@ def gradient_fields(
         axis.grid(False)
     axes[0, 0].set_ylabel("second value")
     return figure
+
+
+def trade_off(
+    points: Mapping[str, Mapping[str, float]], costs: Sequence[str], gains: Mapping[str, bool], *, side: float = 2.7
+) -> Figure:
+    """Every gain against every cost: `points` maps a model to its figures, `gains` a figure to whether more is better.
+
+    The line is the Pareto front: models that no other one beats in both.
+    """
+    figure, axes = plt.subplots(
+        len(gains), len(costs), figsize=(side * len(costs) + 1.6, side * 0.72 * len(gains)), sharex="col", sharey="row"
+    )
+    colours = dict(zip(points, sns.color_palette("deep", len(points)), strict=True))
+    for row, (gain, more) in zip(axes, gains.items(), strict=True):
+        for axis, cost in zip(row, costs, strict=True):
+            front: list[tuple[float, float]] = []
+            for name in sorted(points, key=lambda n: (points[n][cost], -points[n][gain] if more else points[n][gain])):
+                x, y = points[name][cost], points[name][gain]
+                axis.scatter(x, y, color=colours[name], s=38, zorder=3, label=name)
+                if not front or (y > front[-1][1] if more else y < front[-1][1]):
+                    front.append((x, y))
+            axis.plot(*zip(*front, strict=True), color=PALETTE["neutral"], lw=1, zorder=1)
+        row[0].set_ylabel(f"{gain} ({'more' if more else 'less'} is better)", fontsize="small")
+    for axis, cost in zip(axes[-1], costs, strict=True):
+        axis.set_xlabel(cost, fontsize="small")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    figure.legend([found[name] for name in points], list(points), loc="outside right center", fontsize="x-small")
+    return figure
