@@ -63,12 +63,12 @@ class Profile:
     temperature: float = _size(4.0, 0.01)  # of the soft targets
 
     # students that differ in their loss only
-    ablation_steps: int = _size(240, 1)  # of each student
+    ablation_steps: int = _size(200, 1)  # of each student
     ablation_batch: int = _size(16, 1)
     ablation_seeds: int = _size(3, 2)
     ablation_images: int = _size(8, 1)  # drawn per class by each student
-    grid_steps: int = _size(100, 1)  # of each student of the two grids
-    alphas: tuple[float, ...] = _size((0.0, 0.5, 0.9, 1.0), 0.0, 1.0)  # of the grids, as below
+    grid_steps: int = _size(80, 1)  # of each student of the two grids
+    alphas: tuple[float, ...] = _size((0.0, 0.5, 1.0), 0.0, 1.0)  # of the grids, as below
     betas: tuple[float, ...] = _size((0.0, 0.1, 1.0), 0.0)
     gammas: tuple[float, ...] = _size((0.0, 1.0, 3.0), 0.0)
     temperatures: tuple[float, ...] = _size((1.0, 4.0, 20.0), 0.01)
@@ -76,13 +76,13 @@ class Profile:
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
     continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
-    continual_steps: int = _size(80, 1)  # steps for each
+    continual_steps: int = _size(60, 1)  # steps for each
     continual_batch: int = _size(16, 1)
-    continual_rate: float = _size(4e-4, 1e-8, 1e-1)  # learning rate
-    continual_images: int = _size(12, 2)  # generated per class after every stage
-    continual_sampler_steps: int = _size(12, 1, 1000)
+    continual_rate: float = _size(5e-4, 1e-8, 1e-1)  # learning rate
+    continual_images: int = _size(8, 2)  # generated per class after every stage
+    continual_sampler_steps: int = _size(10, 1, 1000)
     capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
-    capacities: tuple[int, ...] = _size((8, 32, 1280), 1)  # others that it is compared with: from one a class to all
+    capacities: tuple[int, ...] = _size((8, 1280), 1)  # others that it is compared with: from one a class to all
     policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
 
     # generation and evaluation
