@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ def distill_together(
     ends as if it had been trained alone with the same seed.
     """
     check(precision in _DTYPES, "precision", precision, f"must be one of {', '.join(_DTYPES)}")
-    teacher.to(PartialState().device, _DTYPES[precision], memory_format=torch.channels_last)
+    teacher.to(Accelerator().device, _DTYPES[precision], memory_format=torch.channels_last)
     teacher.eval().requires_grad_(False)
     for unet, _ in students.values():
         unet.to(memory_format=torch.channels_last)

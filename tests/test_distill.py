@@ -1,15 +1,21 @@
 """Distillation of a tiny student: it learns, logs its terms, resumes, and becomes a pipeline by command."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from kdcdiff import cli, distill, latents, stack, surgery
 from kdcdiff.latents import LatentSet
 from kdcdiff.losses import BKSDMLoss, KDCLoss
+
+from .conftest import REPO
 
 TINY = {
     "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 2,
@@ -23,8 +29,7 @@ def teacher():
     return UNet2DConditionModel(**TINY)
 
 
-@pytest.fixture(scope="module")
-def cache():
+def tiny_cache() -> LatentSet:
     g = torch.Generator().manual_seed(0)
     return LatentSet(
         mean=torch.randn(24, 2, 4, 4, generator=g), std=torch.full((24, 2, 4, 4), 0.1),
@@ -32,6 +37,11 @@ def cache():
         captions=torch.ones(24, dtype=torch.long),
         prompts=torch.randn(2, 3, 8, generator=g), texts=("", "x"), classes=("x",),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache():
+    return tiny_cache()
 
 
 SCHEDULER = DDIMScheduler(**stack.SCHEDULER)
@@ -160,3 +170,52 @@ def test_the_command_writes_a_pipeline_that_plain_diffusers_runs(tmp_path, capsy
 def test_bad_words_on_the_command_line_leave_nothing(tmp_path, capsys, words, message):
     assert cli.main(["distill", "--out", str(tmp_path / "student"), *words]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+SHARED = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import PartialState
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+sys.path.insert(0, sys.argv[2])
+from tests.test_distill import SCHEDULER, TINY, tiny_cache
+from kdcdiff import distill, surgery
+from kdcdiff.losses import KDCLoss
+torch.set_num_threads(1)
+torch.manual_seed(0)
+teacher = UNet2DConditionModel(**TINY)
+student = surgery.shrink(teacher, "kdc-described").requires_grad_(True)
+settings = dict(steps=6, batch=4, lr=1e-3, warmup=2, accumulate=2, ema=0.9, checkpoint_every=3, describe="")
+distill.distill(student, teacher, tiny_cache(), SCHEDULER, KDCLoss(), folder=Path(sys.argv[1]), **settings)
+state = PartialState()
+if state.is_main_process:
+    save_file({k: v.contiguous() for k, v in student.state_dict().items()}, sys.argv[1] + ".safetensors")
+    Path(sys.argv[1] + ".backend").write_text(f"{state.backend} {state.num_processes}")
+"""
+
+
+def test_two_processes_distil_the_single_processs_student(tmp_path):
+    """`accelerate launch` with gloo on the CPU: the same global batch, half of it on each; taps on the bare networks.
+
+    accelerate's own flag for several processes on a CPU asks for mpirun; its launcher for several devices needs
+    nothing, and ACCELERATE_USE_CPU keeps it off them.
+    """
+    program = tmp_path / "program.py"
+    program.write_text(SHARED)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    free = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"ACCELERATE_USE_CPU": "true"}
+    for count, words in ((1, ["--cpu"]), (2, ["--multi_gpu", "--main_process_port", "0"])):
+        done = subprocess.run(
+            [*launch, "--num_processes", str(count), *words, str(program), str(tmp_path / str(count)), str(REPO)],
+            env=free,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert (tmp_path / "2" / "checkpoint" / "step-0000006.safetensors").is_file()
+    assert (tmp_path / "2.backend").read_text() == "gloo 2"
