@@ -125,9 +125,14 @@ def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0
     )
 
 
+def words_of(name: str) -> str:
+    """A class's name as captions spell it: ``red admiral`` of the folder ``red-admiral``."""
+    return name.replace("-", " ").replace("_", " ").strip().lower()
+
+
 def caption_of(name: str, kind: str = "") -> str:
     """The caption template: ``a photo of a red admiral``, with the article that the name wants."""
-    name = name.replace("-", " ").replace("_", " ").strip().lower()
+    name = words_of(name)
     article = "an" if name[:1] in "aeiou" else "a"
     return f"a photo of {article} {name}" + (f", a {kind}" if kind else "")
 
