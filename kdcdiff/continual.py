@@ -151,7 +151,8 @@ def learn(
             total = steps * len(order) if kind.joint else steps
             fit(
                 unet, loss, batch_of, steps=total, lr=lr, warmup=min(20, total),
-                schedule="cosine" if kind.joint else "constant", seed=seed * 1009 + stage,
+                schedule="cosine" if kind.joint else "constant",
+                seed=seed * 1009 + stage,
                 folder=folder / f"stage-{stage:02d}", checkpoint_every=200,
                 describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}",
             )  # fmt: skip

@@ -63,11 +63,11 @@ class Profile:
     temperature: float = _size(4.0, 0.01)  # of the soft targets
 
     # students that differ in their loss only
-    ablation_steps: int = _size(200, 1)  # of each student
+    ablation_steps: int = _size(60, 1)  # of each student
     ablation_batch: int = _size(16, 1)
     ablation_seeds: int = _size(3, 2)
     ablation_images: int = _size(8, 1)  # drawn per class by each student
-    grid_steps: int = _size(80, 1)  # of each student of the two grids
+    grid_steps: int = _size(60, 1)  # of each student of the two grids
     alphas: tuple[float, ...] = _size((0.0, 0.5, 1.0), 0.0, 1.0)  # of the grids, as below
     betas: tuple[float, ...] = _size((0.0, 0.1, 1.0), 0.0)
     gammas: tuple[float, ...] = _size((0.0, 1.0, 3.0), 0.0)
