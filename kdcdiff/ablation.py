@@ -69,7 +69,8 @@ class Ablation:
 
     def mean(self, measure: str, name: str) -> Estimate:
         """A student's mean over the seeds."""
-        return over_seeds(self.scores[measure][self.names.index(name)], MEASURES[measure])
+        within = (0.0, 1.0 if measure == "accuracy" else np.inf)
+        return over_seeds(self.scores[measure][self.names.index(name)], MEASURES[measure], within)
 
     def gain(self, measure: str, name: str, over: str) -> Estimate:
         """How much more `name` has than `over`: the mean of the differences, seed by seed."""
@@ -77,13 +78,15 @@ class Ablation:
         return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
 
 
-def over_seeds(values: np.ndarray, unit: str = "") -> Estimate:
-    """The mean of one value for each seed, with Student's interval; of a single seed there is none, and it is NaN."""
+def over_seeds(values: np.ndarray, unit: str = "", within: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+    """The mean of one value for each seed, with Student's interval cut to where the mean can lie, `within`; of a single
+    seed there is none, and it is NaN.
+    """
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return Estimate(mean, float("nan"), float("nan"), n, unit)
     half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n, unit)
+    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]), n, unit)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ def test_over_seeds_is_students_interval():
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert estimate.interval == pytest.approx((low, high)) and estimate.n == 4
     assert np.isnan(ablation.over_seeds(values[:1]).low), "one seed says nothing of another"
+    assert ablation.over_seeds(values, within=(0, 1)).low == 0 > low, "a share is not below zero"
 
 
 def test_a_gain_pairs_the_seeds():
