@@ -6,6 +6,7 @@ forward and backward with features from hooks, and read every loss value. Ours r
     python benchmarks/distill.py                 # the small stack, batch 32, float32 and bfloat16
     python benchmarks/distill.py --size sd       # SD-1.5's sizes with seeded random weights at 512x512, batch 1
     python benchmarks/distill.py --memory        # peak memory of each, in processes of their own
+    python benchmarks/distill.py --size sd --table 1x256 1x512 2x256   # ours: batch x side against memory, by dtype
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ UNET = {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (32
 class Setup:
     """Both loops' models and inputs, in one dtype."""
 
-    def __init__(self, size: str, dtype: torch.dtype, batch: int) -> None:
+    def __init__(self, size: str, dtype: torch.dtype, batch: int, side: int) -> None:
         torch.manual_seed(0)
         if size == "sd":
             self.vae, self.teacher = AutoencoderKL(**VAE), UNet2DConditionModel(**UNET)
-            self.text, tokens, side = CLIPTextModel(CLIPTextConfig(**TEXT)), 77, 512
+            self.text, tokens = CLIPTextModel(CLIPTextConfig(**TEXT)), 77
         else:
             pipeline = stack.load("flora")
             self.vae, self.teacher, self.text = pipeline.vae, pipeline.unet, pipeline.text_encoder
-            tokens, side = self.text.config.max_position_embeddings, 64
+            tokens = self.text.config.max_position_embeddings
         self.student = surgery.shrink(self.teacher, "kdc-described")
         for module in (self.vae, self.teacher, self.text):
             module.to(dtype).eval().requires_grad_(False)
@@ -147,9 +148,9 @@ LOOPS: dict[str, Callable[[Setup], Callable[[], None]]] = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def measure(size: str, dtype: str, batch: int, rounds: int) -> dict[str, float]:
+def measure(size: str, dtype: str, batch: int, side: int, rounds: int) -> dict[str, float]:
     """Median seconds a step of each loop; the loops share the models and take turns, so a slow moment hits all."""
-    setup = Setup(size, DTYPES[dtype], batch)
+    setup = Setup(size, DTYPES[dtype], batch, side)
     steps = {name: make(setup) for name, make in LOOPS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):  # the first is a warm-up
@@ -161,9 +162,9 @@ def measure(size: str, dtype: str, batch: int, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def peak(size: str, dtype: str, batch: int, loop: str) -> None:
+def peak(size: str, dtype: str, batch: int, side: int, loop: str) -> None:
     """One loop alone, for its peak memory; ours never holds the autoencoder and the text encoder while it trains."""
-    setup = Setup(size, DTYPES[dtype], batch)
+    setup = Setup(size, DTYPES[dtype], batch, side)
     if loop != "reference":
         del setup.vae, setup.text
     step = LOOPS[loop](setup)
@@ -172,29 +173,43 @@ def peak(size: str, dtype: str, batch: int, loop: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
+def peak_of(size: str, dtype: str, batch: int, side: int, loop: str) -> float:
+    """`peak` in a process of its own, in GiB; infinite where the machine has not enough."""
+    words = [sys.executable, __file__, "--size", size, "--batch", str(batch), "--side", str(side), "--dtypes", dtype]
+    done = subprocess.run([*words, "--peak-of", loop], capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else float("inf")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "sd"), default="small")
     parser.add_argument("--batch", type=int, help="(32; at sd 1)")
     parser.add_argument("--rounds", type=int, help="(15; at sd 3)")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
+    parser.add_argument("--side", type=int, help="of the images, in pixels (64; at sd 512)")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--table", nargs="+", metavar="BATCHxSIDE")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     batch = args.batch or (1 if args.size == "sd" else 32)
+    side = args.side or (512 if args.size == "sd" else 64)
     if args.peak_of:
-        peak(args.size, args.dtypes[0], batch, args.peak_of)
+        peak(args.size, args.dtypes[0], batch, side, args.peak_of)
         return
+    for word in args.table or ():
+        batch, side = map(int, word.split("x"))
+        found = {dtype: peak_of(args.size, dtype, batch, side, "ours, equation (6)") for dtype in args.dtypes}
+        cells = ", ".join(f"{dtype} {gib:.2f} GiB" for dtype, gib in found.items())
+        print(f"batch {batch:>3} at {side}x{side}: peak {cells}", flush=True)
     if args.memory:
         for dtype in args.dtypes:
             for loop in list(LOOPS)[:2]:
-                words = [sys.executable, __file__, "--size", args.size, "--batch", str(batch), "--dtypes", dtype]
-                done = subprocess.run([*words, "--peak-of", loop], capture_output=True, text=True, check=True)
-                print(f"{dtype:<9} {loop:<28} peak {float(done.stdout.split()[-1]):.2f} GiB")
+                print(f"{dtype:<9} {loop:<28} peak {peak_of(args.size, dtype, batch, side, loop):.2f} GiB", flush=True)
+    if args.memory or args.table:
         return
     first = None
     for dtype in args.dtypes:
-        medians = measure(args.size, dtype, batch, args.rounds or (3 if args.size == "sd" else 15))
+        medians = measure(args.size, dtype, batch, side, args.rounds or (3 if args.size == "sd" else 15))
         first = first or medians["reference"]
         for name, seconds in medians.items():
             own, other = medians["reference"] / seconds, first / seconds

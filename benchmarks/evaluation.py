@@ -1,5 +1,6 @@
 """Evaluation and sampling, side by side with what others offer. Prints a table; asserts nothing.
 
+    python benchmarks/evaluation.py                              # both
     python benchmarks/evaluation.py evaluation --images 10000    # ours against torch-fidelity's command line
     python benchmarks/evaluation.py sampling                     # student's time over teacher's, against MACs
 
@@ -127,12 +128,15 @@ def sampling_ratio(repeats: int, variant: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["evaluation", "sampling"])
+    parser.add_argument("what", nargs="*", default=["evaluation", "sampling"], metavar="evaluation|sampling")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--variant", default="kdc")
+    parser.add_argument("--variant", default="kdc-described")
     given = parser.parse_args()
-    if given.what == "evaluation":
+    unknown = set(given.what) - {"evaluation", "sampling"}
+    if unknown:
+        parser.error(f"what={', '.join(sorted(unknown))}: must be evaluation or sampling")
+    if "evaluation" in given.what:
         evaluation(given.images, given.repeats)
-    else:
+    if "sampling" in given.what:
         sampling_ratio(given.repeats, given.variant)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from kdcdiff.training import fit, step_generator
 
 AfterStage = Callable[[int, UNet2DConditionModel], None]
 Encoder = Callable[[Tensor], Tensor]  # pixels (n, 3, H, W) uint8 -> the means of their latents
+Objective = Callable[[Tensor, Noised], Tensor]  # (the network's output, the batch) -> a scalar
 Dreamer = Callable[[UNet2DConditionModel, Sequence[str], int], LatentSet]  # so many self-made latents of each class
 
 
@@ -73,6 +74,7 @@ def learn(
     steps: int,  # optimizer steps per class; joint takes them all in one stage
     batch: int = 32,
     lr: float = 5e-4,
+    ema: float = 0.0,  # decay of the average of a stage's weights, with which the stage ends; 0: none
     capacity: int = 0,  # latents in the memory, all classes together; or pictures, for ``pixels``
     policy: str = "reservoir",
     codec: str = "fp16",
@@ -84,6 +86,7 @@ def learn(
     pixels: Tensor | None = None,  # (N, 3, H, W) uint8, the pictures behind `latents`, and
     encoder: Encoder | None = None,  # what encodes them: for ``pixels``
     dreamer: Dreamer | None = None,  # for ``dreams``
+    objective: Objective = lambda prediction, data: denoising_loss(prediction, data.target),  # what a batch costs
     after_stage: AfterStage = lambda stage, unet: None,
 ) -> int:
     """Train class by class and call `after_stage(stage, unet)` after each; return the memory's size in bytes.
@@ -138,19 +141,18 @@ def learn(
                 model: nn.Module, data: Noised, generator: torch.Generator, old: int = old,
                 previous: UNet2DConditionModel | None = previous, anchor: _Anchor | None = anchor,
             ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-                target = data.target
                 if kind.keep and previous is not None and old:
                     with torch.no_grad():
                         spoken = previous(
                             data.noisy[-old:], data.timestep[-old:], data.prompt[-old:], return_dict=False
                         )[0]
-                    target = torch.cat([target[:-old], spoken])
-                value = denoising_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], target)
-                return value + (kind.anchor * anchor.distance() if anchor else 0.0), {"mse": value}
+                    data = replace(data, target=torch.cat([data.target[:-old], spoken]))
+                value = objective(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data)
+                return value + (kind.anchor * anchor.distance() if anchor else 0.0), {"objective": value}
 
             total = steps * len(order) if kind.joint else steps
             fit(
-                unet, loss, batch_of, steps=total, lr=lr, warmup=min(20, total),
+                unet, loss, batch_of, steps=total, lr=lr, ema=ema, warmup=min(20, total),
                 schedule="cosine" if kind.joint else "constant",
                 seed=seed * 1009 + stage,
                 folder=folder / f"stage-{stage:02d}", checkpoint_every=200,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def distill_together(
     ends as if it had been trained alone with the same seed.
     """
     check(precision in _DTYPES, "precision", precision, f"must be one of {', '.join(_DTYPES)}")
-    teacher.to(Accelerator().device, _DTYPES[precision], memory_format=torch.channels_last)
-    teacher.eval().requires_grad_(False)
+    teacher.to(Accelerator().device, _DTYPES[precision])
     for unet, _ in students.values():
         unet.to(memory_format=torch.channels_last)
         if checkpointing:
@@ -87,11 +86,37 @@ def distill_together(
     def batch_of(step: int, generator: torch.Generator) -> Noised:
         return noised_batch(latents, draw_rows(batch, len(latents), generator), scheduler, generator, dropout)
 
+    with taught(students, teacher, scheduler, snr_gamma) as price:
+
+        def loss(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            return price(model(data.noisy, data.timestep, data.prompt), data)
+
+        return fit(
+            _Students(unet for unet, _ in students.values()), loss, batch_of, steps=steps, lr=lr,
+            warmup=min(warmup, steps), schedule=schedule, precision=precision, checkpoint_every=checkpoint_every,
+            norms_every=norms_every, describe=describe, **settings,
+        )  # fmt: skip
+
+
+Price = Callable[[Sequence[Tensor], Noised], tuple[Tensor, dict[str, Tensor]]]
+
+
+@contextlib.contextmanager
+def taught(
+    students: Mapping[str, tuple[UNet2DConditionModel, Weighted]],
+    teacher: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    snr_gamma: float = 0.0,
+) -> Iterator[Price]:
+    """(each student's predictions for a batch, the batch) -> the sum of their objectives, and each term.
+
+    One forward of `teacher` serves all students; their features are tapped while the context is open.
+    """
+    teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     with contextlib.ExitStack() as hooks:
         taps = [hooks.enter_context(Taps(unet, teacher)) for unet, _ in students.values()]
 
-        def loss(model: nn.Module, data: Noised, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-            inputs = (data.noisy, data.timestep, data.prompt)
+        def price(predictions: Sequence[Tensor], data: Noised) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
                 wanted = teacher(data.noisy.to(teacher.dtype), data.timestep, data.prompt.to(teacher.dtype)).sample
             weight = None
@@ -100,7 +125,7 @@ def distill_together(
                 weight = min_snr_weight(scheduler.alphas_cumprod, data.timestep, snr_gamma, kind)
             totals: list[Tensor] = []
             terms: dict[str, Tensor] = {}
-            for (name, (_, objective)), predicted, tap in zip(students.items(), model(*inputs), taps, strict=True):
+            for (name, (_, objective)), predicted, tap in zip(students.items(), predictions, taps, strict=True):
                 student_features, teacher_features = tap.pop()
                 total, own = objective(
                     student=predicted, teacher=wanted, target=data.target, weight=weight,
@@ -110,11 +135,7 @@ def distill_together(
                 terms |= {f"{name}.{term}" if name else term: value for term, value in own.items()}
             return torch.stack(totals).sum(), terms
 
-        return fit(
-            _Students(unet for unet, _ in students.values()), loss, batch_of, steps=steps, lr=lr,
-            warmup=min(warmup, steps), schedule=schedule, precision=precision, checkpoint_every=checkpoint_every,
-            norms_every=norms_every, describe=describe, **settings,
-        )  # fmt: skip
+        yield price
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -85,6 +85,13 @@ class Profile:
     capacities: tuple[int, ...] = _size((8, 1280), 1)  # others that it is compared with: from one a class to all
     policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
 
+    # the papers' tables with stand-ins
+    style_steps: int = _size(150, 0)  # of fine-tuning each stand-in; 0: the hub's own models instead
+    pair_steps: int = _size(30, 1)  # of distilling one full-size model from another
+    table_steps: int = _size(20, 1)  # of each class, when the described student learns class by class from a teacher
+    table_seeds: int = _size(3, 2)
+    table_images: int = _size(6, 1)  # drawn per class, row and seed
+
     # generation and evaluation
     generated_images: int = _size(40, 2)  # per class and model
     sampler_steps: int = _size(20, 1, 1000)
@@ -124,6 +131,11 @@ PROFILES = {
         continual_sampler_steps=2,
         capacity=4,
         capacities=(2, 16),
+        style_steps=2,
+        pair_steps=2,
+        table_steps=2,
+        table_seeds=2,
+        table_images=2,
         generated_images=2,
         sampler_steps=3,
         bootstrap=20,
@@ -154,6 +166,10 @@ PROFILES = {
         continual_sampler_steps=25,
         capacity=10_000,
         capacities=(100, 1_000, 100_000),
+        style_steps=0,
+        pair_steps=10_000,
+        table_steps=500,
+        table_images=20,
         generated_images=100,
         sampler_steps=25,
         guidance=7.5,

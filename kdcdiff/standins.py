@@ -1,0 +1,241 @@
+"""The papers' Table 1 in small: stand-ins for its models, all pairs of them, and KDC-Diff with each as its teacher.
+
+The hub's models are fine-tunes of one base model; the stand-ins are fine-tunes of the book's small one, each to a look
+(`kdcdiff.styles`). With `style_steps` 0 the hub's own models are taken instead. Rows bear the paper's names:
+
+    baseline   a model as it is
+    pair       a model distilled from another of the same size: realistic>anything-v5 is taught by realistic-vision
+    variant    the described half of a teacher, taught by it class by class; kdc-diff-cl without the replay memory
+    proposed   the same with realistic-vision as its teacher and with the memory: KDC-Diff
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from scipy import stats
+
+from kdcdiff import baselines, claims, continual, pretrain, stack, stages, surgery
+from kdcdiff.ablation import over_seeds
+from kdcdiff.chapter import Chapter
+from kdcdiff.data import ImageSet
+from kdcdiff.distill import distill_together, taught
+from kdcdiff.estimates import Estimate
+from kdcdiff.extractors import Clip, features, perceptual
+from kdcdiff.latents import encode_set, origin_of
+from kdcdiff.metrics import class_accuracy, clip_score, extract, fid, kid, lpips_cross
+from kdcdiff.store import Artifact
+from kdcdiff.styles import STYLES, styled
+
+TABLE = "kdc-diff-1"
+BASE = "sd-1-5"  # whom the others are fine-tunes of
+WITHOUT_REPLAY = "kdc-diff-cl"
+_SHORT = {"realistic-vision-v51": "realistic", "anything-midjourney": "midjourney"}  # in the paper's names of pairs
+METRICS = {"class accuracy": True, "FID": False, "KID": False, "CLIP": True, "perceptual": False}  # is more better?
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `printed` are the paper's figures of it by metric; none where it has no such line."""
+
+    name: str
+    kind: str
+    student: str
+    teacher: str
+    printed: dict[str, float]
+
+
+def rows(chapter: Chapter) -> list[Row]:
+    """The paper's lines that can be filled here, in its order, with those pairs among the stand-ins that it leaves out
+    after its own."""
+    known, found = _roles(chapter), []
+    for line in claims.tables()[TABLE].rows:
+        teacher = line["teacher"] or ("realistic-vision-v51" if line["role"] == "proposed" else "")
+        needed = {"baseline": {line["row"]}, "pair": {line["student"], teacher}}.get(line["role"], {teacher})
+        if line["dataset"] == "flowers" and needed <= set(known):
+            columns = (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips"))
+            figures = {name: float(line[column]) for name, column in columns}
+            found.append(Row(line["row"], line["role"], line["student"], teacher, figures))
+    pairs = {(row.teacher, row.student) for row in found if row.kind == "pair"}
+    added = [
+        Row(f"{_SHORT.get(teacher, teacher)}>{_SHORT.get(student, student)}", "pair", student, teacher, {})
+        for teacher in STYLES
+        for student in STYLES
+        if (teacher, student) not in pairs and {teacher, student} <= set(known)
+    ]
+    last = max(place for place, row in enumerate(found) if row.kind == "pair") + 1
+    return found[:last] + added + found[last:]
+
+
+def _roles(chapter: Chapter) -> dict[str, str]:
+    """Name -> the paper's label, of every model that can be had."""
+    labels = {r["row"]: r["label"] for r in claims.tables()[TABLE].rows if r["role"] == "baseline"}
+    if chapter.profile.style_steps:
+        return {name: labels[name] for name in (BASE, *STYLES)}
+    return {name: label for name, label in labels.items() if baselines.named(label).source}
+
+
+# --- the models --------------------------------------------------------------------------------------------------
+
+
+def role_stage(chapter: Chapter, name: str) -> Artifact | None:
+    """The stage behind `role`; None where there is nothing to train."""
+    if name == BASE or not chapter.profile.style_steps:
+        return stages.teacher_stage(chapter)
+    profile, pictures, base = chapter.profile, stages.pictures_stage(chapter, "train"), stages.teacher_stage(chapter)
+    params = {"role": name, "steps": profile.style_steps, "batch": profile.distill_batch, "seed": chapter.seed}
+
+    def make(work: Path) -> None:
+        pipeline = stages.teacher(chapter)
+        images = ImageSet.load(pictures.path).of_classes(stages.source(chapter).base)
+        pretrain.train_unet(
+            pipeline, encode_set(pipeline, styled(images, name)), steps=profile.style_steps,
+            batch=profile.distill_batch, lr=profile.learning_rate, dropout=0.1, ema=0.95, seed=chapter.seed,
+            folder=work / "checkpoint", describe=f"fine-tuning {name}",
+        )  # fmt: skip
+        pipeline.unet.save_pretrained(work / "unet", safe_serialization=True)
+
+    inputs = {"pictures": pictures} | ({"teacher": base} if base else {})
+    return chapter.store.get("stand-in", make, params=params, inputs=inputs, outside={"assets": stack.assets_key()})
+
+
+def role(chapter: Chapter, name: str) -> StableDiffusionPipeline:
+    """The pipeline in the role `name`: the base model, a stand-in, or the hub's own."""
+    if not chapter.profile.style_steps:
+        return stack.load(baselines.named(_roles(chapter)[name]).source)
+    pipeline, made = stages.teacher(chapter), role_stage(chapter, name)
+    if name != BASE and made is not None:
+        pipeline.unet = type(pipeline.unet).from_pretrained(made / "unet", use_safetensors=True)
+    return pipeline
+
+
+# --- their pictures ----------------------------------------------------------------------------------------------
+
+
+def drawn(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    """Pictures of the base classes by the model of `row`, trained and drawn with `seed`; kept in the store."""
+    maker = {"baseline": _as_it_is, "pair": _pair}.get(row.kind, _class_by_class)
+    return maker(chapter, row, seed)
+
+
+def _sampling(chapter: Chapter) -> dict[str, object]:
+    """What the pictures of every row depend on."""
+    p = chapter.profile
+    words = {"images": p.table_images, "sampler": [p.continual_sampler_steps, p.guidance]}
+    return words | {"classes": stages.source(chapter).base}
+
+
+def _draw(chapter: Chapter, pipeline: StableDiffusionPipeline, seed: int) -> ImageSet:
+    p, base = chapter.profile, stages.source(chapter).base
+    return stages.generate(chapter, pipeline, base, p.table_images, seed=seed, steps=p.continual_sampler_steps)
+
+
+def _inputs(chapter: Chapter, *names: str) -> dict[str, Artifact]:
+    made = {name: role_stage(chapter, name) for name in names}
+    return {"latents": stages.latents_stage(chapter)} | {name: stage for name, stage in made.items() if stage}
+
+
+def _as_it_is(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    def make(work: Path) -> None:
+        _draw(chapter, role(chapter, row.name), seed).save(work)
+
+    params = {"role": row.name, "seed": seed, **_sampling(chapter)}
+    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=_inputs(chapter, row.name)).path)
+
+
+def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    """All students of one teacher learn side by side, from one forward of it a step."""
+    profile, objective = chapter.profile, stages.objective_of(chapter)
+    names = [other.student for other in rows(chapter) if other.kind == "pair" and other.teacher == row.teacher]
+    params = {
+        "teacher": row.teacher, "students": names, "steps": profile.pair_steps, "batch": profile.ablation_batch,
+        "lr": profile.learning_rate, "objective": repr(objective), "seed": seed, **_sampling(chapter),
+    }  # fmt: skip
+
+    def make(work: Path) -> None:
+        pipeline = role(chapter, row.teacher)
+        students = {name: (role(chapter, name).unet, objective) for name in names}
+        distill_together(
+            students, pipeline.unet, stages.latents(chapter).of_classes(stages.source(chapter).base),
+            pipeline.scheduler, steps=profile.pair_steps, batch=profile.ablation_batch, lr=profile.learning_rate,
+            warmup=profile.pair_steps // 10, seed=seed, folder=work / "checkpoint",
+            describe=f"students of {row.teacher}, seed {seed}",
+        )  # fmt: skip
+        for name, (unet, _) in students.items():
+            pipeline.unet = unet
+            (work / name).mkdir()
+            _draw(chapter, pipeline, seed).save(work / name)
+
+    inputs = _inputs(chapter, row.teacher, *names)
+    return ImageSet.load(chapter.store.get("pairs", make, params=params, inputs=inputs) / row.student)
+
+
+def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    """The described student learns the base classes one after another from a teacher that knows them all, equation
+    (6)."""
+    profile, objective, base = chapter.profile, stages.objective_of(chapter), stages.source(chapter).base
+    method = "naive" if row.name == WITHOUT_REPLAY else "latent-replay"
+    params = {
+        "teacher": row.teacher, "method": method, "variant": profile.variant, "steps": profile.table_steps,
+        "batch": profile.continual_batch, "lr": profile.continual_rate, "capacity": profile.capacity,
+        "policy": profile.policy, "objective": repr(objective), "seed": seed, **_sampling(chapter),
+    }  # fmt: skip
+
+    def make(work: Path) -> None:
+        pipeline = role(chapter, row.teacher)
+        student = surgery.shrink(pipeline.unet, profile.variant)
+        with taught({"": (student, objective)}, pipeline.unet, pipeline.scheduler) as price:
+            continual.learn(
+                student, stages.latents(chapter), base, pipeline.scheduler, method, steps=profile.table_steps,
+                batch=profile.continual_batch, lr=profile.continual_rate, capacity=profile.capacity,
+                policy=profile.policy, seed=seed, folder=work / "checkpoint", origin=origin_of(pipeline.vae),
+                objective=lambda prediction, data: price([prediction], data)[0],
+            )  # fmt: skip
+        pipeline.unet = student
+        _draw(chapter, pipeline, seed).save(work)
+
+    inputs = _inputs(chapter, row.teacher)
+    return ImageSet.load(chapter.store.get("class-by-class-taught", make, params=params, inputs=inputs).path)
+
+
+# --- their figures -----------------------------------------------------------------------------------------------
+
+
+def measure(chapter: Chapter, lines: list[Row]) -> dict[str, dict[str, Estimate]]:
+    """Row -> metric -> its mean over the seeds, with Student's interval. In-domain extractors: `METRICS` are the
+    paper's by kind, not by value."""
+    judge = stages.judge(chapter)
+    eye, clip, distance = features(judge), Clip(*stages.scorer(chapter)), perceptual(judge)
+    real = stages.pictures(chapter, "test").of_classes(stages.source(chapter).base)
+    known, found = extract(real.images, eye), {}
+    for row in lines:
+        values: dict[str, list[float]] = {name: [] for name in METRICS}
+        for k in range(chapter.profile.table_seeds):
+            made = drawn(chapter, row, chapter.seed + k)
+            seen = extract(made.images, eye)
+            for name, estimate in (
+                ("class accuracy", class_accuracy(made.images, made.labels, judge)),
+                ("FID", fid(seen, known, low_rank=True)),
+                ("KID", kid(seen, known)),
+                ("CLIP", clip_score(made.images, made.captions, clip)),
+                ("perceptual", lpips_cross(made.images, real.images, distance)),
+            ):
+                values[name].append(estimate.value)
+        found[row.name] = {
+            name: over_seeds(np.array(own), name, (0, 1) if name == "class accuracy" else (-np.inf, np.inf))
+            for name, own in values.items()
+        }
+    return found
+
+
+def agreement(lines: list[Row], figures: dict[str, dict[str, Estimate]], metric: str) -> Estimate:
+    """Spearman's rank correlation of a column with the paper's, over the rows that the paper prints; the interval is
+    Fisher's, with the standard error of Bonett & Wright (2000)."""
+    pairs = [(row.printed[metric], figures[row.name][metric].value) for row in lines if metric in row.printed]
+    r, n = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
+    half = 1.96 * np.sqrt((1 + r**2 / 2) / (n - 3))
+    low, high = np.tanh(np.arctanh(np.clip(r, -0.999999, 0.999999)) + np.array([-half, half]))
+    return Estimate(r, float(low), float(high), n, "rank correlation")

@@ -1,0 +1,85 @@
+"""The papers' tables in small: which rows there are, that styles change the look and no more, what a row's model is."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from kdcdiff import claims, data, flora, stages, standins, styles
+from kdcdiff.errors import UserError
+from kdcdiff.estimates import Estimate
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return data.load_flora("train", flora.BASE[:4], 2, 0)
+
+
+@pytest.mark.parametrize("role", styles.STYLES)
+def test_a_style_keeps_what_is_drawn_and_its_words(role, pictures):
+    redrawn = styles.styled(pictures, role)
+    assert redrawn.images.shape == pictures.images.shape and redrawn.images.dtype == torch.uint8
+    assert redrawn.captions == pictures.captions and torch.equal(redrawn.labels, pictures.labels)
+    same = torch.equal(redrawn.images, pictures.images)
+    assert same == (role == "realistic-vision-v51"), "only the photograph is left as it is"
+    a, b = (set_.images.float().mean(1).flatten(1) for set_ in (redrawn, pictures))
+    likeness = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    assert np.mean(likeness) > 0.7, "the subject is where it was"
+
+
+def test_an_unknown_role_is_named(pictures):
+    with pytest.raises(UserError, match="role='manga'.*realistic-vision-v51, anything-v5, anything-midjourney"):
+        styles.styled(pictures, "manga")
+
+
+def test_the_rows_are_the_papers_and_every_pair(opened):
+    lines = {row.name: row for row in standins.rows(opened())}
+    pairs = {(row.teacher, row.student) for row in lines.values() if row.kind == "pair"}
+    assert {(a, b) for a in styles.STYLES for b in styles.STYLES} <= pairs and len(pairs) == 10
+    assert [n for n, row in lines.items() if row.kind in ("variant", "proposed")] == [
+        "kdc-diff-x", "kdc-diff-cl", "kdc-diff-y", "kdc-diff",
+    ]  # fmt: skip
+    assert lines["kdc-diff"].teacher == lines["kdc-diff-cl"].teacher == "realistic-vision-v51"
+    for name, row in lines.items():
+        for metric, column in (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips")):
+            cell = f"kdc-diff-1/flowers/{name}/{column}"
+            assert row.printed.get(metric) == (claims.cell(cell).value if row.printed else None)
+    unprinted = {name for name, row in lines.items() if not row.printed}
+    assert unprinted == {"realistic>realistic", "anything-v5>realistic", "anything-v5>anything-v5",
+                         "anything-v5>midjourney"}  # fmt: skip
+
+
+def test_at_paper_scale_every_baseline_that_can_be_had_has_its_row(opened):
+    names = {row.name for row in standins.rows(opened(style_steps=0)) if row.kind == "baseline"}
+    assert len(names) == 9 and "hassaku-v13" not in names and "sd-2" in names
+
+
+def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
+    book = opened()
+    lines = {row.name: row for row in standins.rows(book)}
+    names = ["realistic-vision-v51", "realistic>anything-v5", "kdc-diff", "kdc-diff-cl"]
+    first = {name: standins.drawn(book, lines[name], 0) for name in names}
+    count = book.profile.table_images * len(stages.source(book).base)
+    assert all(len(images) == count for images in first.values())
+    built = dict(opened.built)
+    again = {name: standins.drawn(book, lines[name], 0) for name in [*names, "realistic>midjourney"]}
+    assert dict(opened.built) == built, "made once; the pairs of one teacher come together"
+    assert all(torch.equal(first[name].images, again[name].images) for name in names)
+    assert not torch.equal(first["kdc-diff"].images, first["kdc-diff-cl"].images), "the memory changes the model"
+    figures = standins.measure(book, [lines["realistic-vision-v51"]])["realistic-vision-v51"]
+    assert set(figures) == set(standins.METRICS) and all(e.n == book.profile.table_seeds for e in figures.values())
+
+
+def test_agreement_is_spearmans_over_the_printed_rows_alone():
+    def row(name, printed):
+        return standins.Row(name, "baseline", "", "", {"FID": printed} if printed else {})
+
+    def figure(value):
+        return {"FID": Estimate(value, value, value, 3, "")}
+
+    printed, ours = [3.0, 1.0, 2.0, 5.0, 4.0], [30.0, 12.0, 11.0, 44.0, 50.0]
+    lines = [row(str(k), p) for k, p in enumerate(printed)] + [row("unprinted", None)]
+    figures = {str(k): figure(v) for k, v in enumerate(ours)} | {"unprinted": figure(0.0)}
+    found = standins.agreement(lines, figures, "FID")
+    assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
+    assert found.low < found.value < found.high <= 1
