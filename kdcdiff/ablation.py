@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from kdcdiff import stages, surgery
+from kdcdiff import stages, surgery, workers
 from kdcdiff.chapter import Chapter
 from kdcdiff.distill import distill_together
 from kdcdiff.errors import check
@@ -27,6 +27,7 @@ from kdcdiff.estimates import Estimate
 from kdcdiff.latents import LatentSet, noised_batch
 from kdcdiff.losses import BKSDMLoss, KDCLoss, Weighted
 from kdcdiff.metrics import class_accuracy
+from kdcdiff.store import Artifact
 
 MEASURES = {  # what is read of each student, and its unit
     "accuracy": "class accuracy",
@@ -112,13 +113,26 @@ def heldout(
 
 def compare(chapter: Chapter, candidates: Mapping[str, Weighted], *, seeds: int, steps: int, images: int) -> Ablation:
     """Train the profile's variant once for each candidate and seed, and measure; `images` of each base class are
-    judged, and with 0 the accuracy is NaN. A stage of the store."""
+    judged, and with 0 the accuracy is NaN."""
     check(len(candidates) > 0, "objectives", 0, "must be at least one")
-    profile, numbers = chapter.profile, [chapter.seed + k for k in range(seeds)]
+    calls: list[workers.Call] = [
+        ((candidates, chapter.seed + k), {"steps": steps, "images": images}) for k in range(seeds)
+    ]
+    workers.make_ahead(one_seed, chapter, calls, f"{len(candidates)} students for each seed")
+    runs = [one_seed(chapter, *args, **named) for args, named in calls]
+    together = np.stack([load_file(made / "scores.safetensors")["scores"] for made in runs], axis=-1)
+    logs = tuple(json.loads((made / "log.json").read_text()) for made in runs)
+    n = images * len(stages.source(chapter).base)
+    return Ablation(tuple(candidates), dict(zip(MEASURES, together, strict=True)), n, logs)
+
+
+def one_seed(chapter: Chapter, candidates: Mapping[str, Weighted], seed: int, *, steps: int, images: int) -> Artifact:
+    """The stage of one seed of `compare`: its ``scores`` (measures, candidates) and ``log.json``."""
+    profile = chapter.profile
     params = {
         "candidates": {name: repr(objective) for name, objective in candidates.items()},
         "variant": profile.variant,
-        "seeds": numbers,
+        "seed": seed,
         "steps": steps,
         "batch": profile.ablation_batch,
         "lr": profile.learning_rate,
@@ -127,18 +141,12 @@ def compare(chapter: Chapter, candidates: Mapping[str, Weighted], *, seeds: int,
     }
 
     def make(work: Path) -> None:
-        runs = [
-            _train_and_read(chapter, candidates, seed, steps, images, work / "checkpoint" / str(seed))
-            for seed in numbers
-        ]
-        save_file({"scores": np.stack([scores for scores, _ in runs], axis=-1)}, work / "scores.safetensors")
-        (work / "logs.json").write_text(json.dumps([log for _, log in runs]))
+        scores, log = _train_and_read(chapter, candidates, seed, steps, images, work / "checkpoint")
+        save_file({"scores": scores}, work / "scores.safetensors")
+        (work / "log.json").write_text(json.dumps(log))
 
     inputs = {split: stages.latents_stage(chapter, split) for split in ("train", "test")}
-    made = chapter.store.get("ablation", make, params=params, inputs=inputs)
-    scores = dict(zip(MEASURES, load_file(made / "scores.safetensors")["scores"], strict=True))
-    logs = tuple(json.loads((made / "logs.json").read_text()))
-    return Ablation(tuple(candidates), scores, images * len(stages.source(chapter).base), logs)
+    return chapter.store.get("ablation", make, version=2, params=params, inputs=inputs)
 
 
 def _train_and_read(

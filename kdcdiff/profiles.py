@@ -65,7 +65,7 @@ class Profile:
     # students that differ in their loss only
     ablation_steps: int = _size(60, 1)  # of each student
     ablation_batch: int = _size(16, 1)
-    ablation_seeds: int = _size(3, 2)
+    ablation_seeds: int = _size(5, 2)
     ablation_images: int = _size(8, 1)  # drawn per class by each student
     grid_steps: int = _size(60, 1)  # of each student of the two grids
     alphas: tuple[float, ...] = _size((0.0, 0.5, 1.0), 0.0, 1.0)  # of the grids, as below
@@ -78,8 +78,9 @@ class Profile:
     continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
     continual_steps: int = _size(60, 1)  # steps for each
     continual_batch: int = _size(16, 1)
-    continual_rate: float = _size(5e-4, 1e-8, 1e-1)  # learning rate
-    continual_images: int = _size(8, 2)  # generated per class after every stage
+    continual_rate: float = _size(1e-3, 1e-8, 1e-1)  # learning rate
+    continual_ema: float = _size(0.9, 0.0, 0.9999)  # decay of the average of the weights, with which a class ends
+    continual_images: int = _size(8, 4)  # generated per class after every stage
     continual_sampler_steps: int = _size(10, 1, 1000)
     capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
     capacities: tuple[int, ...] = _size((8, 1280), 1)  # others that it is compared with: from one a class to all
@@ -127,7 +128,7 @@ PROFILES = {
         continual_steps=3,
         continual_batch=4,
         continual_seeds=2,
-        continual_images=2,
+        continual_images=4,
         continual_sampler_steps=2,
         capacity=4,
         capacities=(2, 16),

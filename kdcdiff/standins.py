@@ -18,7 +18,7 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 from scipy import stats
 
-from kdcdiff import baselines, claims, continual, pretrain, stack, stages, surgery
+from kdcdiff import baselines, claims, continual, pretrain, stack, stages, surgery, workers
 from kdcdiff.ablation import over_seeds
 from kdcdiff.chapter import Chapter
 from kdcdiff.data import ImageSet
@@ -52,10 +52,10 @@ def rows(chapter: Chapter) -> list[Row]:
     """The paper's lines that can be filled here, in its order, with those pairs among the stand-ins that it leaves out
     after its own."""
     known, found = _roles(chapter), []
-    for line in claims.tables()[TABLE].rows:
+    for line in _printed():
         teacher = line["teacher"] or ("realistic-vision-v51" if line["role"] == "proposed" else "")
         needed = {"baseline": {line["row"]}, "pair": {line["student"], teacher}}.get(line["role"], {teacher})
-        if line["dataset"] == "flowers" and needed <= set(known):
+        if needed <= set(known):
             columns = (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips"))
             figures = {name: float(line[column]) for name, column in columns}
             found.append(Row(line["row"], line["role"], line["student"], teacher, figures))
@@ -70,9 +70,14 @@ def rows(chapter: Chapter) -> list[Row]:
     return found[:last] + added + found[last:]
 
 
+def _printed() -> list[dict[str, str]]:
+    """The flowers' lines of Table 1: on the second data set it has no pairs."""
+    return [line for line in claims.tables()[TABLE].rows if line["dataset"] == "flowers"]
+
+
 def _roles(chapter: Chapter) -> dict[str, str]:
     """Name -> the paper's label, of every model that can be had."""
-    labels = {r["row"]: r["label"] for r in claims.tables()[TABLE].rows if r["role"] == "baseline"}
+    labels = {r["row"]: r["label"] for r in _printed() if r["role"] == "baseline"}
     if chapter.profile.style_steps:
         return {name: labels[name] for name in (BASE, *STYLES)}
     return {name: label for name, label in labels.items() if baselines.named(label).source}
@@ -115,6 +120,16 @@ def role(chapter: Chapter, name: str) -> StableDiffusionPipeline:
 # --- their pictures ----------------------------------------------------------------------------------------------
 
 
+def make_ahead(chapter: Chapter) -> None:
+    """Train and draw every row for every seed, side by side; `drawn` finds them."""
+    lines, seeds = rows(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
+    workers.make_ahead(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
+    together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
+    rest = [row for row in lines if row.kind != "pair"]
+    calls = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
+    workers.make_ahead(drawn, chapter, calls, "rows of the table")
+
+
 def drawn(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     """Pictures of the base classes by the model of `row`, trained and drawn with `seed`; kept in the store."""
     maker = {"baseline": _as_it_is, "pair": _pair}.get(row.kind, _class_by_class)
@@ -152,7 +167,8 @@ def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     names = [other.student for other in rows(chapter) if other.kind == "pair" and other.teacher == row.teacher]
     params = {
         "teacher": row.teacher, "students": names, "steps": profile.pair_steps, "batch": profile.ablation_batch,
-        "lr": profile.learning_rate, "objective": repr(objective), "seed": seed, **_sampling(chapter),
+        "lr": profile.learning_rate, "objective": repr(objective), "seed": seed,
+        **_sampling(chapter),
     }  # fmt: skip
 
     def make(work: Path) -> None:
@@ -180,8 +196,9 @@ def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     method = "naive" if row.name == WITHOUT_REPLAY else "latent-replay"
     params = {
         "teacher": row.teacher, "method": method, "variant": profile.variant, "steps": profile.table_steps,
-        "batch": profile.continual_batch, "lr": profile.continual_rate, "capacity": profile.capacity,
-        "policy": profile.policy, "objective": repr(objective), "seed": seed, **_sampling(chapter),
+        "batch": profile.continual_batch, "lr": profile.continual_rate, "ema": profile.continual_ema,
+        "capacity": profile.capacity, "policy": profile.policy, "objective": repr(objective), "seed": seed,
+        **_sampling(chapter),
     }  # fmt: skip
 
     def make(work: Path) -> None:
@@ -190,9 +207,9 @@ def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
         with taught({"": (student, objective)}, pipeline.unet, pipeline.scheduler) as price:
             continual.learn(
                 student, stages.latents(chapter), base, pipeline.scheduler, method, steps=profile.table_steps,
-                batch=profile.continual_batch, lr=profile.continual_rate, capacity=profile.capacity,
-                policy=profile.policy, seed=seed, folder=work / "checkpoint", origin=origin_of(pipeline.vae),
-                objective=lambda prediction, data: price([prediction], data)[0],
+                batch=profile.continual_batch, lr=profile.continual_rate, ema=profile.continual_ema,
+                capacity=profile.capacity, policy=profile.policy, seed=seed, folder=work / "checkpoint",
+                origin=origin_of(pipeline.vae), objective=lambda prediction, data: price([prediction], data)[0],
             )  # fmt: skip
         pipeline.unet = student
         _draw(chapter, pipeline, seed).save(work)

@@ -22,9 +22,10 @@ def test_a_style_keeps_what_is_drawn_and_its_words(role, pictures):
     assert redrawn.captions == pictures.captions and torch.equal(redrawn.labels, pictures.labels)
     same = torch.equal(redrawn.images, pictures.images)
     assert same == (role == "realistic-vision-v51"), "only the photograph is left as it is"
-    a, b = (set_.images.float().mean(1).flatten(1) for set_ in (redrawn, pictures))
-    likeness = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy(), strict=True)]
-    assert np.mean(likeness) > 0.7, "the subject is where it was"
+    grey = [set_.images.float().mean(1).flatten(1).numpy() for set_ in (redrawn, pictures)]
+    likeness = np.corrcoef(*grey)[: len(pictures), len(pictures) :]
+    others = likeness[~np.eye(len(pictures), dtype=bool)]
+    assert likeness.diagonal().mean() > others.mean() + 0.3, "the subject is where it was"
 
 
 def test_an_unknown_role_is_named(pictures):
