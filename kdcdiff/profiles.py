@@ -87,9 +87,9 @@ class Profile:
     policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
 
     # the papers' tables with stand-ins
-    style_steps: int = _size(150, 0)  # of fine-tuning each stand-in; 0: the hub's own models instead
+    style_steps: int = _size(100, 0)  # of fine-tuning each stand-in; 0: the hub's own models instead
     pair_steps: int = _size(30, 1)  # of distilling one full-size model from another
-    table_steps: int = _size(20, 1)  # of each class, when the described student learns class by class from a teacher
+    table_steps: int = _size(14, 1)  # of each class, when the described student learns class by class from a teacher
     table_seeds: int = _size(3, 2)
     table_images: int = _size(6, 1)  # drawn per class, row and seed
 
