@@ -13,8 +13,10 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from kdcdiff import continual, stack
+from kdcdiff.distill import taught
 from kdcdiff.errors import UserError
 from kdcdiff.latents import LatentSet
+from kdcdiff.losses import KDCLoss
 
 TINY = {
     "sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": (8, 8), "layers_per_block": 1,
@@ -105,6 +107,46 @@ def test_an_interval_holds_the_measure_and_narrows_with_more_pictures():
 @pytest.mark.parametrize(("current", "memory", "share"), [(100, 0, 0.0), (100, 100, 0.5), (160, 40, 0.2)])
 def test_concatenation_fixes_the_share_of_the_memory(current, memory, share):
     assert continual.replay_share(current, memory) == pytest.approx(share)
+
+
+# --- what a batch costs --------------------------------------------------------------------------------------
+
+
+def test_the_objective_is_asked_for_every_batch_of_every_class(tmp_path):
+    seen = []
+
+    def objective(prediction, data):
+        seen.append(prediction.shape == data.target.shape)
+        return (prediction - data.target).abs().mean()
+
+    other, _ = learn_tiny(tmp_path / "a", "naive", objective=objective)
+    plain, _ = learn_tiny(tmp_path / "b", "naive")
+    assert seen == [True] * 4 * len(ORDER)
+    assert not torch.equal(other.conv_in.weight, plain.conv_in.weight)
+
+
+def test_a_class_by_class_student_hears_its_teacher(tmp_path):
+    student, teacher = tiny(), tiny()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    scheduler = DDIMScheduler(**stack.SCHEDULER)
+    with taught({"": (student, KDCLoss(beta=0.5))}, teacher, scheduler) as price:
+        continual.learn(
+            student, latent_set(), ORDER, scheduler, "latent-replay", steps=2, batch=4, capacity=6, folder=tmp_path,
+            objective=lambda prediction, data: price([prediction], data)[0],
+        )  # fmt: skip
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items()), "the teacher is only asked"
+    assert not torch.equal(student.conv_in.weight, teacher.conv_in.weight)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for net in (student, teacher) for m in net.modules())
+    assert hooks == 0, "the taps are gone"
+
+
+def test_a_class_ends_with_the_average_of_its_weights(tmp_path):
+    averaged, _ = learn_tiny(tmp_path / "a", "naive", ema=0.9)
+    last, _ = learn_tiny(tmp_path / "b", "naive")
+    moved = [(net.conv_in.weight - tiny().conv_in.weight).norm() for net in (averaged, last)]
+    assert 0 < moved[0] < moved[1], "it lies between the start and the end"
+    stored = load_file(tmp_path / "a" / "stage-02.safetensors")["conv_in.weight"]
+    assert torch.equal(stored, averaged.conv_in.weight), "and the next class starts from it"
 
 
 # --- methods -------------------------------------------------------------------------------------------------
