@@ -37,6 +37,8 @@ class Profile:
 
     name: str = "mini"
 
+    processes: int = _size(0, 0)  # for trainings that do not depend on each other; 0: one for each core
+
     # data
     classes: int | None = _size(None, 4)  # classes of an image folder, the first by name; None: all
     train_images: int = _size(160, 8)  # training pictures per class; a folder may have fewer
@@ -105,6 +107,7 @@ PROFILES = {
     "smoke": dataclasses.replace(
         MINI,
         name="smoke",
+        processes=1,
         classes=5,
         train_images=8,
         test_images=4,

@@ -27,13 +27,13 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the chapter
 
 
 def make_ahead(stage: Callable[..., Any], chapter: Chapter, calls: Iterable[Call], describe: str = "") -> None:
-    """`stage(chapter, *args, **named)` for each of `calls`, as many at a time as there are cores.
+    """`stage(chapter, *args, **named)` for each of `calls`, in the profile's number of processes.
 
     What they return is dropped: `stage` keeps its result in the store, where the next call finds it. `stage` must be
     importable. The first error is raised and ends the rest.
     """
-    listed, cores = list(calls), len(os.sched_getaffinity(0))
-    count = min(cores, len(listed))
+    listed = list(calls)
+    count = min(chapter.profile.processes or len(os.sched_getaffinity(0)), len(listed))
     if chapter.device != "cpu" or count < 2:
         return
     whole = dataclasses.replace(chapter, store=None, results=None)  # type: ignore[arg-type]
