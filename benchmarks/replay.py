@@ -15,9 +15,6 @@ from pathlib import Path
 
 import torch
 
-from kdcdiff import stack
-from kdcdiff.latents import noised
-from kdcdiff.losses import denoising_loss
 from kdcdiff.replay import LatentReplayBuffer
 
 
@@ -39,9 +36,9 @@ def median(call, n: int) -> float:
 def fill(buffer: LatentReplayBuffer, latents: int, classes: int) -> None:
     """Classes of equal size, one after another, none of them ever whole in memory with another."""
     each = latents // classes
-    pattern = torch.randn(1, 4, 64, 64)
+    pattern = torch.randn(1, 4, 64, 64).half()
     for k in range(classes):
-        rows = pattern.expand(each, -1, -1, -1).half()  # a view: the buffer's own memory is what is measured
+        rows = pattern.expand(each, -1, -1, -1)  # a view: the buffer's own memory is what is measured
         buffer.add_class(str(k), rows, [f"a picture of {k}"] * each)
 
 
@@ -67,6 +64,10 @@ def by_size() -> None:
 
 def share_of_a_step() -> None:
     """Sampling and collating beside one optimizer step of the small U-Net."""
+    from kdcdiff import stack  # here, so that the memory measured above is the buffer's and not diffusers'
+    from kdcdiff.latents import noised
+    from kdcdiff.losses import denoising_loss
+
     pipeline = stack.load("flora")
     unet, scheduler = pipeline.unet.train().requires_grad_(True), pipeline.scheduler
     buffer = LatentReplayBuffer(128)
