@@ -240,14 +240,12 @@ class LatentReplayBuffer:
         order = keys.argsort(stable=True)
         quotas = self._quotas({**self._keys, name: keys[order]})
         for other in self._places:
-            self._places[other], self._keys[other] = (
-                self._places[other][: quotas[other]],
-                self._keys[other][: quotas[other]],
-            )
+            for kept in (self._places, self._keys):
+                kept[other] = kept[other][: quotas[other]].clone()  # a view would hold on to all that it was cut from
         order = order[: quotas[name]]
         free = torch.ones(self.capacity, dtype=torch.bool)
         free[torch.cat([*self._places.values(), torch.zeros(0, dtype=torch.int64)])] = False
-        places = free.nonzero()[: len(order), 0]
+        places = free.nonzero()[: len(order), 0].clone()
         if self._rows is None:
             self.shape, self.dtype, self.origin = tuple(latents.shape[1:]), str(latents.dtype), origin
             self._rows = self._new_rows()

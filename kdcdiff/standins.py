@@ -126,7 +126,7 @@ def make_ahead(chapter: Chapter) -> None:
     workers.make_ahead(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
     together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
     rest = [row for row in lines if row.kind != "pair"]
-    calls = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
+    calls: list[workers.Call] = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
     workers.make_ahead(drawn, chapter, calls, "rows of the table")
 
 

@@ -1,5 +1,6 @@
 """The latent replay buffer: exact balance, reproducible samples, and files that are whole or refused."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -277,3 +278,19 @@ def test_a_kill_while_saving_leaves_the_old_buffer_or_the_new_one(tmp_path):
         assert len(buffer) > 0 and all(
             float(x[0, 0, 0]) == float(c) for x, c in zip(got.latents, got.captions, strict=True)
         )
+
+
+def test_a_buffer_on_disk_holds_a_few_numbers_per_latent_and_nothing_else(tmp_path):
+    def live() -> int:
+        gc.collect()
+        storages = {
+            t.untyped_storage() for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.device.type == "cpu"
+        }
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    latents, before = torch.zeros(1, 4, 2, 2).half(), live()
+    buffer = LatentReplayBuffer(20_000, "ring", disk=tmp_path / "rows")
+    for k in range(40):
+        buffer.add_class(str(k), latents.expand(500, -1, -1, -1), [f"a {k}"] * 500)
+    assert len(buffer) == 20_000
+    assert live() - before <= 40 * len(buffer), "place, key and caption, and the list of all places"
