@@ -6,7 +6,7 @@ forward and backward with features from hooks, and read every loss value. Ours r
     python benchmarks/distill.py                 # the small stack, batch 32, float32 and bfloat16
     python benchmarks/distill.py --size sd       # SD-1.5's sizes with seeded random weights at 512x512, batch 1
     python benchmarks/distill.py --memory        # peak memory of each, in processes of their own
-    python benchmarks/distill.py --size sd --table 1x256 1x512 2x256   # ours: batch x side against memory, by dtype
+    python benchmarks/distill.py --table 16x64 32x64 16x128   # ours: batch x side against memory, by dtype
 """
 
 from __future__ import annotations
