@@ -6,6 +6,7 @@ One in-memory type, `ImageSet`, whatever the source: `flora`, a folder of class 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import shutil
@@ -276,6 +277,14 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
 # --- sources: where a book's pictures come from ----------------------------------------------------------------
 
 
+@functools.cache  # every stage asks for it
+def _flora_checksum(classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in classes:
+        digest.update(flora.draw(name, 0).image.tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set by name: which classes it has, and how to get their pictures.
@@ -306,11 +315,9 @@ class Source:
 
     def checksum(self) -> str:
         """What a stage names as its outside input: a folder's file names, sizes and times; flora's first pictures."""
-        digest = hashlib.sha256()
         if self.root is None:
-            for name in self.classes:
-                digest.update(flora.draw(name, 0).image.tobytes())
-            return digest.hexdigest()
+            return _flora_checksum(self.classes)
+        digest = hashlib.sha256()
         for split in SPLITS:
             for name in self.classes:
                 for f in sorted((split_folder(self.root, split) / name).iterdir()):

@@ -188,6 +188,7 @@ class Perceptual(nn.Module):
         super().__init__()
         self.name = name
         self.network = network.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -198,8 +199,8 @@ class Perceptual(nn.Module):
             f"must have the shape of their partners, {tuple(a.shape)}",
         )
         device = next(p.device for p in self.network.parameters())
-        a, b = (check_images(x).to(device).float() / 127.5 - 1 for x in (a, b))
-        return self.network(a, b).flatten().cpu()
+        a, b = (check_images(x).to(device).contiguous(memory_format=torch.channels_last) for x in (a, b))
+        return self.network(a.float() / 127.5 - 1, b.float() / 127.5 - 1).flatten().cpu()
 
 
 class _Stages(nn.Module):

@@ -148,29 +148,37 @@ def gradient_fields(
 
 
 def trade_off(
-    points: Mapping[str, Mapping[str, float]], costs: Sequence[str], gains: Mapping[str, bool], *, side: float = 2.7
+    points: Mapping[str, Mapping[str, float]],
+    costs: Sequence[str],
+    gains: Mapping[str, bool],
+    *,
+    groups: Mapping[str, str] | None = None,
+    side: float = 2.7,
 ) -> Figure:
     """Every gain against every cost: `points` maps a model to its figures, `gains` a figure to whether more is better.
 
-    The line is the Pareto front: models that no other one beats in both.
+    The line is the Pareto front: models that no other one beats in both. `groups` maps a model to the name that it
+    shares a colour under; by default each has its own.
     """
+    shown = groups or {name: name for name in points}
+    labels = list(dict.fromkeys(shown[name] for name in points))
     figure, axes = plt.subplots(
         len(gains), len(costs), figsize=(side * len(costs) + 1.6, side * 0.72 * len(gains)), sharex="col", sharey="row"
     )
-    colours = dict(zip(points, sns.color_palette("deep", len(points)), strict=True))
+    colours = dict(zip(labels, sns.color_palette("deep", len(labels)), strict=True))
     for row, (gain, more) in zip(axes, gains.items(), strict=True):
         for axis, cost in zip(row, costs, strict=True):
             front: list[tuple[float, float]] = []
             for name in sorted(points, key=lambda n: (points[n][cost], -points[n][gain] if more else points[n][gain])):
                 x, y = points[name][cost], points[name][gain]
-                axis.scatter(x, y, color=colours[name], s=38, zorder=3, label=name)
+                axis.scatter(x, y, color=colours[shown[name]], s=38, zorder=3, label=shown[name])
                 if not front or (y > front[-1][1] if more else y < front[-1][1]):
                     front.append((x, y))
             axis.plot(*zip(*front, strict=True), color=PALETTE["neutral"], lw=1, zorder=1)
         row[0].set_ylabel(f"{gain} ({'more' if more else 'less'} is better)", fontsize="small")
     for axis, cost in zip(axes[-1], costs, strict=True):
         axis.set_xlabel(cost, fontsize="small")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    figure.legend([found[name] for name in points], list(points), loc="outside right center", fontsize="x-small")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    found = dict(zip(names, handles, strict=True))
+    figure.legend([found[label] for label in labels], labels, loc="outside right center", fontsize="x-small")
     return figure

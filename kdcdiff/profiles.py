@@ -94,6 +94,7 @@ class Profile:
     table_steps: int = _size(14, 1)  # of each class, when the described student learns class by class from a teacher
     table_seeds: int = _size(3, 2)
     table_images: int = _size(6, 1)  # drawn per class, row and seed
+    table_subject: str = _size("flowers", choices=("flowers", "butterflies"))  # of an image folder: whose rows it meets
 
     # generation and evaluation
     generated_images: int = _size(40, 2)  # per class and model

@@ -158,6 +158,13 @@ def teacher(chapter: Chapter) -> StableDiffusionPipeline:
 
 
 RANDOM = "-random"  # ends the name of a student that starts from fresh weights, as BK-SDM's Table 3 has it
+COMPARED = ("bk-sdm-base", "bk-sdm-base" + RANDOM)  # with the profile's own variant, for fewer steps
+
+
+def students(chapter: Chapter) -> list[str]:
+    """The names of the book's students: the profile's own variant, then those that it is compared with."""
+    own = chapter.profile.variant
+    return [own, *(name for name in COMPARED if name != own)]
 
 
 def untrained(unet: UNet2DConditionModel, name: str, seed: int) -> UNet2DConditionModel:

@@ -1,4 +1,4 @@
-"""The papers' Table 1 in small: stand-ins for its models, all pairs of them, and KDC-Diff with each as its teacher.
+"""The paper's Table 1 in small: stand-ins for its models, all pairs of them, and KDC-Diff with each as its teacher.
 
 The hub's models are fine-tunes of one base model; the stand-ins are fine-tunes of the book's small one, each to a look
 (`kdcdiff.styles`). With `style_steps` 0 the hub's own models are taken instead. Rows bear the paper's names:
@@ -7,18 +7,21 @@ The hub's models are fine-tunes of one base model; the stand-ins are fine-tunes 
     pair       a model distilled from another of the same size: realistic>anything-v5 is taught by realistic-vision
     variant    the described half of a teacher, taught by it class by class; kdc-diff-cl without the replay memory
     proposed   the same with realistic-vision as its teacher and with the memory: KDC-Diff
+    student    a student of the book's other chapters: taught by the base model, all classes at once; in no paper
+
+The paper has a table for flowers and one for butterflies: `subjects` are the classes measured beside each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
 from scipy import stats
 
-from kdcdiff import baselines, claims, continual, pretrain, stack, stages, surgery, workers
+from kdcdiff import baselines, claims, continual, flora, pretrain, stack, stages, surgery, workers
 from kdcdiff.ablation import over_seeds
 from kdcdiff.chapter import Chapter
 from kdcdiff.data import ImageSet
@@ -26,7 +29,7 @@ from kdcdiff.distill import distill_together, taught
 from kdcdiff.estimates import Estimate
 from kdcdiff.extractors import Clip, features, perceptual
 from kdcdiff.latents import encode_set, origin_of
-from kdcdiff.metrics import class_accuracy, clip_score, extract, fid, kid, lpips_cross
+from kdcdiff.metrics import Features, class_accuracy, clip_score, extract, fid, kid, lpips_cross
 from kdcdiff.store import Artifact
 from kdcdiff.styles import STYLES, styled
 
@@ -35,49 +38,68 @@ BASE = "sd-1-5"  # whom the others are fine-tunes of
 WITHOUT_REPLAY = "kdc-diff-cl"
 _SHORT = {"realistic-vision-v51": "realistic", "anything-midjourney": "midjourney"}  # in the paper's names of pairs
 METRICS = {"class accuracy": True, "FID": False, "KID": False, "CLIP": True, "perceptual": False}  # is more better?
+_COLUMNS = {"FID": "fid", "KID": "kid", "CLIP": "clip", "perceptual": "lpips"}  # the paper's
+SUBJECTS = {"flowers": "flower", "butterflies": "butterfly"}  # the paper's data sets, and flora's word for such a class
+
+Table = dict[str, dict[str, Estimate]]  # row -> metric -> figure
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `printed` are the paper's figures of it by metric; none where it has no such line."""
+    """A line of the table. `printed` are the paper's figures of it by subject and metric; none where it has no such
+    line."""
 
     name: str
     kind: str
     student: str
     teacher: str
-    printed: dict[str, float]
+    printed: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def rows(chapter: Chapter) -> list[Row]:
     """The paper's lines that can be filled here, in its order, with those pairs among the stand-ins that it leaves out
-    after its own."""
+    after its own, and the book's other students at the end."""
     known, found = _roles(chapter), []
-    for line in _printed():
+    for line in _printed("flowers"):
         teacher = line["teacher"] or ("realistic-vision-v51" if line["role"] == "proposed" else "")
         needed = {"baseline": {line["row"]}, "pair": {line["student"], teacher}}.get(line["role"], {teacher})
         if needed <= set(known):
-            columns = (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips"))
-            figures = {name: float(line[column]) for name, column in columns}
-            found.append(Row(line["row"], line["role"], line["student"], teacher, figures))
+            found.append(Row(line["row"], line["role"], line["student"], teacher, _figures(line["row"])))
     pairs = {(row.teacher, row.student) for row in found if row.kind == "pair"}
     added = [
-        Row(f"{_SHORT.get(teacher, teacher)}>{_SHORT.get(student, student)}", "pair", student, teacher, {})
+        Row(f"{_SHORT.get(teacher, teacher)}>{_SHORT.get(student, student)}", "pair", student, teacher)
         for teacher in STYLES
         for student in STYLES
         if (teacher, student) not in pairs and {teacher, student} <= set(known)
     ]
     last = max(place for place, row in enumerate(found) if row.kind == "pair") + 1
-    return found[:last] + added + found[last:]
+    students = [Row(name, "student", name, BASE) for name in stages.students(chapter)]
+    return found[:last] + added + found[last:] + students
 
 
-def _printed() -> list[dict[str, str]]:
-    """The flowers' lines of Table 1: on the second data set it has no pairs."""
-    return [line for line in claims.tables()[TABLE].rows if line["dataset"] == "flowers"]
+def subjects(chapter: Chapter) -> dict[str, list[str]]:
+    """The paper's data set -> the base classes that are measured beside it: flora has flowers and butterflies, Oxford's
+    are flowers, and of an image folder the profile's `table_subject` says it."""
+    base = list(stages.source(chapter).base)
+    if chapter.dataset != "flora":
+        return {"flowers" if chapter.dataset == "oxford-102" else chapter.profile.table_subject: base}
+    return {subject: [name for name in base if flora.SPECIES[name].kind == kind] for subject, kind in SUBJECTS.items()}
+
+
+def _printed(subject: str) -> list[dict[str, str]]:
+    """The paper's lines; only the flowers' table has pairs and variants."""
+    return [line for line in claims.tables()[TABLE].rows if line["dataset"] == subject]
+
+
+def _figures(name: str) -> dict[str, dict[str, float]]:
+    """What the paper prints of row `name`: subject -> metric -> figure."""
+    lines = {subject: line for subject in SUBJECTS for line in _printed(subject) if line["row"] == name}
+    return {subject: {metric: float(line[key]) for metric, key in _COLUMNS.items()} for subject, line in lines.items()}
 
 
 def _roles(chapter: Chapter) -> dict[str, str]:
     """Name -> the paper's label, of every model that can be had."""
-    labels = {r["row"]: r["label"] for r in _printed() if r["role"] == "baseline"}
+    labels = {r["row"]: r["label"] for r in _printed("flowers") if r["role"] == "baseline"}
     if chapter.profile.style_steps:
         return {name: labels[name] for name in (BASE, *STYLES)}
     return {name: label for name, label in labels.items() if baselines.named(label).source}
@@ -125,6 +147,7 @@ def make_ahead(chapter: Chapter) -> None:
     lines, seeds = rows(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
     workers.make_ahead(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
     together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
+    workers.make_ahead(stages.student, chapter, [((name,), {}) for name in stages.students(chapter)], "students")
     rest = [row for row in lines if row.kind != "pair"]
     calls: list[workers.Call] = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
     workers.make_ahead(drawn, chapter, calls, "rows of the table")
@@ -132,7 +155,7 @@ def make_ahead(chapter: Chapter) -> None:
 
 def drawn(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     """Pictures of the base classes by the model of `row`, trained and drawn with `seed`; kept in the store."""
-    maker = {"baseline": _as_it_is, "pair": _pair}.get(row.kind, _class_by_class)
+    maker = {"baseline": _as_it_is, "student": _as_it_is, "pair": _pair}.get(row.kind, _class_by_class)
     return maker(chapter, row, seed)
 
 
@@ -154,11 +177,17 @@ def _inputs(chapter: Chapter, *names: str) -> dict[str, Artifact]:
 
 
 def _as_it_is(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    if row.kind == "student":
+        inputs = {"student": stages.student_stage(chapter, row.name, stages.objective_of(chapter))}
+    else:
+        inputs = _inputs(chapter, row.name)
+
     def make(work: Path) -> None:
-        _draw(chapter, role(chapter, row.name), seed).save(work)
+        pipeline = stages.student(chapter, row.name) if row.kind == "student" else role(chapter, row.name)
+        _draw(chapter, pipeline, seed).save(work)
 
     params = {"role": row.name, "seed": seed, **_sampling(chapter)}
-    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=_inputs(chapter, row.name)).path)
+    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=inputs).path)
 
 
 def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
@@ -221,37 +250,47 @@ def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
 # --- their figures -----------------------------------------------------------------------------------------------
 
 
-def measure(chapter: Chapter, lines: list[Row]) -> dict[str, dict[str, Estimate]]:
-    """Row -> metric -> its mean over the seeds, with Student's interval. In-domain extractors: `METRICS` are the
-    paper's by kind, not by value."""
-    judge = stages.judge(chapter)
+def measure(chapter: Chapter, lines: list[Row]) -> dict[str, Table]:
+    """Subject -> row -> metric -> its mean over the seeds, with Student's interval. In-domain extractors: `METRICS` are
+    the paper's by kind, not by value."""
+    judge, seeds = stages.judge(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
     eye, clip, distance = features(judge), Clip(*stages.scorer(chapter)), perceptual(judge)
-    real = stages.pictures(chapter, "test").of_classes(stages.source(chapter).base)
-    known, found = extract(real.images, eye), {}
-    for row in lines:
-        values: dict[str, list[float]] = {name: [] for name in METRICS}
-        for k in range(chapter.profile.table_seeds):
-            made = drawn(chapter, row, chapter.seed + k)
-            seen = extract(made.images, eye)
-            for name, estimate in (
-                ("class accuracy", class_accuracy(made.images, made.labels, judge)),
-                ("FID", fid(seen, known, low_rank=True)),
-                ("KID", kid(seen, known)),
-                ("CLIP", clip_score(made.images, made.captions, clip)),
-                ("perceptual", lpips_cross(made.images, real.images, distance)),
-            ):
-                values[name].append(estimate.value)
-        found[row.name] = {
-            name: over_seeds(np.array(own), name, (0, 1) if name == "class accuracy" else (-np.inf, np.inf))
-            for name, own in values.items()
-        }
+    pictures = stages.pictures(chapter, "test")
+    found: dict[str, Table] = {}
+    made = {row.name: [drawn(chapter, row, seed) for seed in seeds] for row in lines}
+    for subject, names in subjects(chapter).items():
+        real = pictures.of_classes(names)
+        known = extract(real.images, eye)
+
+        def figures(images: ImageSet, real: ImageSet = real, known: Features = known) -> dict[str, Estimate]:
+            seen = extract(images.images, eye)
+            return {
+                "class accuracy": class_accuracy(images.images, images.labels, judge),
+                "FID": fid(seen, known, low_rank=True),
+                "KID": kid(seen, known),
+                "CLIP": clip_score(images.images, images.captions, clip),
+                "perceptual": lpips_cross(images.images, real.images, distance, pairs=250),
+            }
+
+        found[subject] = {}
+        for name, sets in made.items():
+            each = [figures(images.of_classes(names)) for images in sets]
+            found[subject][name] = {
+                metric: over_seeds(
+                    np.array([own[metric].value for own in each]),
+                    metric,
+                    (0, 1) if metric == "class accuracy" else (-np.inf, np.inf),
+                )
+                for metric in METRICS
+            }
     return found
 
 
-def agreement(lines: list[Row], figures: dict[str, dict[str, Estimate]], metric: str) -> Estimate:
-    """Spearman's rank correlation of a column with the paper's, over the rows that the paper prints; the interval is
-    Fisher's, with the standard error of Bonett & Wright (2000)."""
-    pairs = [(row.printed[metric], figures[row.name][metric].value) for row in lines if metric in row.printed]
+def agreement(lines: list[Row], figures: dict[str, Table], subject: str, metric: str) -> Estimate:
+    """Spearman's rank correlation of a column with the paper's, over the rows that the paper prints for `subject`; the
+    interval is Fisher's, with the standard error of Bonett & Wright (2000)."""
+    own = figures[subject]
+    pairs = [(row.printed[subject][metric], own[row.name][metric].value) for row in lines if subject in row.printed]
     r, n = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
     half = 1.96 * np.sqrt((1 + r**2 / 2) / (n - 3))
     low, high = np.tanh(np.arctanh(np.clip(r, -0.999999, 0.999999)) + np.array([-half, half]))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torchvision.transforms.functional import to_pil_image
 
 from kdcdiff import claims, data, flora, stages, standins, styles
 from kdcdiff.errors import UserError
@@ -42,12 +43,33 @@ def test_the_rows_are_the_papers_and_every_pair(opened):
     ]  # fmt: skip
     assert lines["kdc-diff"].teacher == lines["kdc-diff-cl"].teacher == "realistic-vision-v51"
     for name, row in lines.items():
-        for metric, column in (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips")):
-            cell = f"kdc-diff-1/flowers/{name}/{column}"
-            assert row.printed.get(metric) == (claims.cell(cell).value if row.printed else None)
-    unprinted = {name for name, row in lines.items() if not row.printed}
+        for subject, printed in row.printed.items():
+            for metric, column in (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips")):
+                assert printed[metric] == claims.cell(f"kdc-diff-1/{subject}/{name}/{column}").value
+    unprinted = {name for name, row in lines.items() if "flowers" not in row.printed and row.kind != "student"}
     assert unprinted == {"realistic>realistic", "anything-v5>realistic", "anything-v5>anything-v5",
                          "anything-v5>midjourney"}  # fmt: skip
+    assert {name for name, row in lines.items() if "butterflies" in row.printed} == {
+        "sd-1-5", *styles.STYLES, "kdc-diff",
+    }  # fmt: skip
+    assert [n for n, row in lines.items() if row.kind == "student"] == stages.students(opened())
+
+
+def test_each_of_the_papers_data_sets_has_its_classes(opened, tmp_path, pictures):
+    found = standins.subjects(opened())
+    assert sorted(found["flowers"] + found["butterflies"]) == sorted(flora.BASE)
+    assert "sunflower" in found["flowers"] and "monarch" in found["butterflies"]
+    for split in ("train", "test"):
+        for name in "abcd":
+            folder = tmp_path / "own" / split / name
+            folder.mkdir(parents=True)
+            for k in range(8):
+                to_pil_image(pictures.images[k]).save(folder / f"{k}.png")
+    own = str(tmp_path / "own")
+    assert standins.subjects(opened(dataset=own, classes=4)) == {"flowers": list("abc")}
+    assert list(standins.subjects(opened(dataset=own, classes=4, table_subject="butterflies"))) == ["butterflies"]
+    with pytest.raises(UserError, match="table_subject='moths'.*flowers, butterflies"):
+        opened(dataset=own, table_subject="moths")
 
 
 def test_at_paper_scale_every_baseline_that_can_be_had_has_its_row(opened):
@@ -58,7 +80,7 @@ def test_at_paper_scale_every_baseline_that_can_be_had_has_its_row(opened):
 def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
     book = opened()
     lines = {row.name: row for row in standins.rows(book)}
-    names = ["realistic-vision-v51", "realistic>anything-v5", "kdc-diff", "kdc-diff-cl"]
+    names = ["realistic-vision-v51", "realistic>anything-v5", "kdc-diff", "kdc-diff-cl", "bk-sdm-base"]
     first = {name: standins.drawn(book, lines[name], 0) for name in names}
     count = book.profile.table_images * len(stages.source(book).base)
     assert all(len(images) == count for images in first.values())
@@ -67,20 +89,23 @@ def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
     assert dict(opened.built) == built, "made once; the pairs of one teacher come together"
     assert all(torch.equal(first[name].images, again[name].images) for name in names)
     assert not torch.equal(first["kdc-diff"].images, first["kdc-diff-cl"].images), "the memory changes the model"
-    figures = standins.measure(book, [lines["realistic-vision-v51"]])["realistic-vision-v51"]
-    assert set(figures) == set(standins.METRICS) and all(e.n == book.profile.table_seeds for e in figures.values())
+    measured = standins.measure(book, [lines["realistic-vision-v51"]])
+    assert list(measured) == ["flowers", "butterflies"]
+    for figures in (table["realistic-vision-v51"] for table in measured.values()):
+        assert set(figures) == set(standins.METRICS) and all(e.n == book.profile.table_seeds for e in figures.values())
+    assert measured["flowers"] != measured["butterflies"], "each on its own pictures"
 
 
 def test_agreement_is_spearmans_over_the_printed_rows_alone():
     def row(name, printed):
-        return standins.Row(name, "baseline", "", "", {"FID": printed} if printed else {})
+        return standins.Row(name, "baseline", "", "", {"flowers": {"FID": printed}} if printed else {})
 
     def figure(value):
         return {"FID": Estimate(value, value, value, 3, "")}
 
     printed, ours = [3.0, 1.0, 2.0, 5.0, 4.0], [30.0, 12.0, 11.0, 44.0, 50.0]
     lines = [row(str(k), p) for k, p in enumerate(printed)] + [row("unprinted", None)]
-    figures = {str(k): figure(v) for k, v in enumerate(ours)} | {"unprinted": figure(0.0)}
-    found = standins.agreement(lines, figures, "FID")
+    figures = {"flowers": {str(k): figure(v) for k, v in enumerate(ours)} | {"unprinted": figure(0.0)}}
+    found = standins.agreement(lines, figures, "flowers", "FID")
     assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
     assert found.low < found.value < found.high <= 1
