@@ -67,7 +67,7 @@ def latents_stage(chapter: Chapter, split: str = "train") -> Artifact:
         encode_set(teacher(chapter), ImageSet.load(pictures_.path)).save(work)
 
     inputs = {"pictures": pictures_} | ({"teacher": teacher_} if teacher_ else {})
-    return chapter.store.get("latents", make, inputs=inputs, outside={"assets": stack.assets_key()})
+    return chapter.store.get("latents", make, inputs=inputs, outside=outside(chapter))
 
 
 def latents(chapter: Chapter, split: str = "train") -> LatentSet:
@@ -146,6 +146,12 @@ def teacher_stage(chapter: Chapter) -> Artifact | None:
     return chapter.store.get(
         "teacher", make, params=params, inputs={"pictures": pictures_}, outside={"assets": stack.assets_key()}
     )
+
+
+def outside(chapter: Chapter) -> dict[str, str]:
+    """What a stage that reads the teacher names as its outside input: the shipped files, and any other teacher."""
+    name = chapter.profile.teacher
+    return {"assets": stack.assets_key()} | ({} if name == "flora" else {"teacher": name})
 
 
 def teacher(chapter: Chapter) -> StableDiffusionPipeline:
@@ -287,7 +293,7 @@ def generated(chapter: Chapter, who: str) -> ImageSet:
             make,
             params=params,
             inputs={"model": made} if made else {},
-            outside={"assets": stack.assets_key()},
+            outside=outside(chapter),
         ).path
     )
 

@@ -126,7 +126,7 @@ def role_stage(chapter: Chapter, name: str) -> Artifact | None:
         pipeline.unet.save_pretrained(work / "unet", safe_serialization=True)
 
     inputs = {"pictures": pictures} | ({"teacher": base} if base else {})
-    return chapter.store.get("stand-in", make, params=params, inputs=inputs, outside={"assets": stack.assets_key()})
+    return chapter.store.get("stand-in", make, params=params, inputs=inputs, outside=stages.outside(chapter))
 
 
 def role(chapter: Chapter, name: str) -> StableDiffusionPipeline:
@@ -176,18 +176,25 @@ def _inputs(chapter: Chapter, *names: str) -> dict[str, Artifact]:
     return {"latents": stages.latents_stage(chapter)} | {name: stage for name, stage in made.items() if stage}
 
 
+def _outside(chapter: Chapter, *names: str) -> dict[str, str]:
+    """The hub's models in these roles: nothing else tells their stages from the stand-ins'."""
+    roles = _roles(chapter)
+    return {} if chapter.profile.style_steps else {name: baselines.named(roles[name]).source for name in names}
+
+
 def _as_it_is(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     if row.kind == "student":
         inputs = {"student": stages.student_stage(chapter, row.name, stages.objective_of(chapter))}
+        outside = {}
     else:
-        inputs = _inputs(chapter, row.name)
+        inputs, outside = _inputs(chapter, row.name), _outside(chapter, row.name)
 
     def make(work: Path) -> None:
         pipeline = stages.student(chapter, row.name) if row.kind == "student" else role(chapter, row.name)
         _draw(chapter, pipeline, seed).save(work)
 
     params = {"role": row.name, "seed": seed, **_sampling(chapter)}
-    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=inputs).path)
+    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=inputs, outside=outside).path)
 
 
 def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
@@ -214,8 +221,9 @@ def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
             (work / name).mkdir()
             _draw(chapter, pipeline, seed).save(work / name)
 
-    inputs = _inputs(chapter, row.teacher, *names)
-    return ImageSet.load(chapter.store.get("pairs", make, params=params, inputs=inputs) / row.student)
+    inputs, outside = _inputs(chapter, row.teacher, *names), _outside(chapter, row.teacher, *names)
+    made = chapter.store.get("pairs", make, params=params, inputs=inputs, outside=outside)
+    return ImageSet.load(made / row.student)
 
 
 def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
@@ -243,8 +251,9 @@ def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
         pipeline.unet = student
         _draw(chapter, pipeline, seed).save(work)
 
-    inputs = _inputs(chapter, row.teacher)
-    return ImageSet.load(chapter.store.get("class-by-class-taught", make, params=params, inputs=inputs).path)
+    inputs, outside = _inputs(chapter, row.teacher), _outside(chapter, row.teacher)
+    made = chapter.store.get("class-by-class-taught", make, params=params, inputs=inputs, outside=outside)
+    return ImageSet.load(made.path)
 
 
 # --- their figures -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdcdiff import flora, stages
+from kdcdiff import flora, stack, stages
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,18 @@ def test_students_that_are_compared_share_one_shorter_budget(opened):
         fresh.conv_in.weight, teacher.conv_in.weight
     )
     assert torch.equal(fresh.conv_in.weight, stages.untrained(teacher, "bk-sdm-base-random", 0).conv_in.weight)
+
+
+def test_another_teacher_has_stages_of_its_own(opened, tmp_path):
+    pipeline = stack.load()
+    for weight in pipeline.unet.parameters():
+        weight.data *= 1.02
+    pipeline.save_pretrained(tmp_path / "other", safe_serialization=True)
+    sizes = {"generated_images": 2, "sampler_steps": 2}
+    shipped, other = (
+        stages.generated(opened(**sizes, **own), "teacher") for own in ({}, {"teacher": str(tmp_path / "other")})
+    )
+    assert opened.built["generated"] == 2 and not torch.equal(shipped.images, other.images)
 
 
 def test_generated_pictures_carry_what_they_were_asked_to_be(opened):

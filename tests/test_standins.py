@@ -1,12 +1,14 @@
 """The papers' tables in small: which rows there are, that styles change the look and no more, what a row's model is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torchvision.transforms.functional import to_pil_image
 
-from kdcdiff import claims, data, flora, stages, standins, styles
+from kdcdiff import baselines, claims, data, flora, stack, stages, standins, styles
 from kdcdiff.errors import UserError
 from kdcdiff.estimates import Estimate
 
@@ -75,6 +77,33 @@ def test_each_of_the_papers_data_sets_has_its_classes(opened, tmp_path, pictures
 def test_at_paper_scale_every_baseline_that_can_be_had_has_its_row(opened):
     names = {row.name for row in standins.rows(opened(style_steps=0)) if row.kind == "baseline"}
     assert len(names) == 9 and "hassaku-v13" not in names and "sd-2" in names
+
+
+def test_models_of_others_take_the_roles_where_there_are_no_stand_ins(opened, tmp_path, monkeypatch):
+    found = {"stable-diffusion-v1-5": 0.0, "realistic-vision-v51": 0.02, "anything-v5": 0.04}
+    for label, noise in found.items():
+        pipeline = stack.load()
+        torch.manual_seed(0)
+        for weight in pipeline.unet.parameters():
+            weight.data += noise * torch.randn_like(weight)
+        pipeline.save_pretrained(tmp_path / label, safe_serialization=True)
+    named = baselines.named
+    monkeypatch.setattr(
+        baselines, "named", lambda label: replace(named(label), hub=str(tmp_path / label) * (label in found), now="")
+    )
+    book = opened(style_steps=0)
+    lines = {row.name: row for row in standins.rows(book)}
+    assert [n for n, row in lines.items() if row.kind == "baseline"] == [
+        "sd-1-5",
+        "anything-v5",
+        "realistic-vision-v51",
+    ]
+    assert "kdc-diff-y" in lines and "kdc-diff-x" not in lines, "its teacher cannot be had"
+    names = ["sd-1-5", "realistic-vision-v51", "realistic>sd-1-5", "kdc-diff"]
+    made = {name: standins.drawn(book, lines[name], 0) for name in names}
+    assert "stand-in" not in opened.built, "nothing is fine-tuned"
+    for a, b in zip(names, names[1:], strict=False):
+        assert not torch.equal(made[a].images, made[b].images)
 
 
 def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
