@@ -277,7 +277,13 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
 # --- sources: where a book's pictures come from ----------------------------------------------------------------
 
 
-@functools.cache  # every stage asks for it
+@functools.cache  # every stage asks: a file is read again only where its size or time says so
+def _file_checksum(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
 def _flora_checksum(classes: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in classes:
@@ -314,14 +320,16 @@ class Source:
         return load_folder(self.root, split, classes, per_class, self.size)
 
     def checksum(self) -> str:
-        """What a stage names as its outside input: a folder's file names, sizes and times; flora's first pictures."""
+        """What a stage names as its outside input: a folder's files, wherever it lies; flora's first pictures."""
         if self.root is None:
             return _flora_checksum(self.classes)
         digest = hashlib.sha256()
         for split in SPLITS:
             for name in self.classes:
                 for f in sorted((split_folder(self.root, split) / name).iterdir()):
-                    digest.update(f"{split}/{name}/{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}\n".encode())
+                    about = f.stat()
+                    own = _file_checksum(f, about.st_size, about.st_mtime_ns)
+                    digest.update(f"{split}/{name}/{f.name}:{own}\n".encode())
             digest.update(repr(sorted(_captions_file(split_folder(self.root, split)).items())).encode())
         return digest.hexdigest()
 

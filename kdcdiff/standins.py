@@ -145,6 +145,7 @@ def role(chapter: Chapter, name: str) -> StableDiffusionPipeline:
 def make_ahead(chapter: Chapter) -> None:
     """Train and draw every row for every seed, side by side; `drawn` finds them."""
     lines, seeds = rows(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
+    stages.latents_stage(chapter)  # what all need is made here, with every core
     workers.make_ahead(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
     together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
     workers.make_ahead(stages.student, chapter, [((name,), {}) for name in stages.students(chapter)], "students")

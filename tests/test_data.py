@@ -1,6 +1,7 @@
 """Picture sources: flora, image folders, Oxford-102; and what a bad folder is told."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_the_checksum_of_a_folder_changes_with_its_files(folder):
     assert source.checksum() == before
     write_images(folder / "train" / "wall", 11)
     assert data.open_source(str(folder)).checksum() != before
+
+
+def test_a_folder_keeps_its_checksum_wherever_and_whenever_it_is_copied(folder, tmp_path):
+    copied = tmp_path / "moved" / folder.name
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile)
+    assert data.open_source(str(copied)).checksum() == data.open_source(str(folder)).checksum()
 
 
 # --- Oxford-102 ----------------------------------------------------------------------------------------------
