@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -33,11 +34,13 @@ def use_style() -> None:
 def picture_grid(
     images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[str] = (), side: float = 0.85
 ) -> Figure:
-    """Images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns."""
+    """Images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns, wrapped to their width."""
+    titles = [textwrap.fill(title, max(8, int(14 * side))) for title in titles]
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
     count = (len(images) + columns - 1) // columns
     margin = 1.3 if rows else 0.1
     figure, axes = plt.subplots(
-        count, columns, figsize=(columns * side + margin, count * side + (0.25 if titles else 0)), squeeze=False
+        count, columns, figsize=(columns * side + margin, count * side + 0.1 + 0.15 * lines), squeeze=False
     )
     figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     for place, axis in enumerate(axes.flat):

@@ -1,6 +1,8 @@
 """The papers' tables in small: which rows there are, that styles change the look and no more, what a row's model is."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +140,16 @@ def test_agreement_is_spearmans_over_the_printed_rows_alone():
     found = standins.agreement(lines, figures, "flowers", "FID")
     assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
     assert found.low < found.value < found.high <= 1
+
+
+def test_the_page_on_photographs_prints_what_was_recorded():
+    book = Path(__file__).resolve().parent.parent / "book"
+    recorded = json.loads((book / "results" / "butterflies.json").read_text())["results"]
+    page = (book / "photographs.md").read_text()
+    lines = [line.split("|")[1:7] for line in page.splitlines() if line.startswith("| `")]
+    assert len(lines) == 21
+    for name, *cells in lines:
+        key = f"tables.butterflies.{name.strip(' `').replace('>', '-to-')}"
+        for metric, cell in zip(("class_accuracy", "fid", "kid", "clip", "perceptual"), cells, strict=True):
+            figure, value = recorded[f"{key}.{metric}"], cell.split("±")[0].strip()
+            assert f"{figure['value']:.{len(value.split('.')[1])}f}" == value and figure["n"] == 3
