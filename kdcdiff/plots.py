@@ -32,11 +32,11 @@ def use_style() -> None:
 
 
 def picture_grid(
-    images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[str] = (), side: float = 0.85
+    images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[object] = (), side: float = 0.85
 ) -> Figure:
     """Images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns, wrapped to their width."""
-    titles = [textwrap.fill(title, max(8, int(14 * side))) for title in titles]
-    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    wrapped = [textwrap.fill(str(title), max(8, int(14 * side))) for title in titles]
+    lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     count = (len(images) + columns - 1) // columns
     margin = 1.3 if rows else 0.1
     figure, axes = plt.subplots(
@@ -51,7 +51,7 @@ def picture_grid(
             axis.imshow(images[place].permute(1, 2, 0).numpy())
     for axis, label in zip(axes[:, 0], rows, strict=False):
         axis.set_ylabel(label, rotation=0, ha="right", va="center")
-    for axis, label in zip(axes[0], titles, strict=False):
+    for axis, label in zip(axes[0], wrapped, strict=False):
         axis.set_title(label, fontsize="small")
     return figure
 
