@@ -279,7 +279,7 @@ def measure(chapter: Chapter, lines: list[Row]) -> dict[str, Table]:
                 "FID": fid(seen, known, low_rank=True),
                 "KID": kid(seen, known),
                 "CLIP": clip_score(images.images, images.captions, clip),
-                "perceptual": lpips_cross(images.images, real.images, distance, pairs=4 * len(images)),
+                "perceptual": lpips_cross(images.images, real.images, distance, pairs=8 * len(images)),
             }
 
         found[subject] = {}
