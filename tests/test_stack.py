@@ -63,6 +63,11 @@ def test_their_provenance_lies_beside_them():
         assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_nothing_that_ships_names_a_path_of_the_machine_it_was_made_on():
+    for file in stack.ASSETS.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(), file
+
+
 def test_an_altered_file_is_refused_by_name(tmp_path, monkeypatch):
     shutil.copytree(stack.ASSETS, tmp_path / "assets")
     config = tmp_path / "assets" / "pipeline" / "unet" / "config.json"
