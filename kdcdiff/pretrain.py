@@ -409,13 +409,13 @@ def publish(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
-    for file in sorted((partial / "pipeline").glob("**/*.json")):
-        config = json.loads(file.read_text())
-        if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
-            file.write_text(json.dumps(config, indent=2) + "\n")
     stack.save_classifier(classifier, partial / "classifier")
     scorer.half().save_pretrained(partial / "clip", safe_serialization=True)
     scorer_tokenizer.save_pretrained(partial / "clip")
+    for file in sorted(partial.rglob("*.json")):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
+            file.write_text(json.dumps(config, indent=2) + "\n")
     (partial / "log").mkdir()
     for log in sorted(work.glob("*/log.jsonl")):
         shutil.copy(log, partial / "log" / f"{log.parent.name}.jsonl")

@@ -8,6 +8,8 @@ chapters.
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from kdcdiff import book as books
 from kdcdiff.book import Book, Page
@@ -148,7 +151,8 @@ def publish(
 def save_outputs(book: Book) -> None:
     """Bring the staged outputs back into `notebooks/`, cell by cell, so that they can be committed.
 
-    UserError: a chapter that was not run from today's source. Injected cells and cost boxes stay out.
+    UserError: a chapter that was not run from today's source. Injected cells and cost boxes stay out. The book is
+    rendered from the executed copies, so here a figure full of pictures is kept as JPEG.
     """
     for chapter in book.chapters():
         if not is_current(book, chapter):
@@ -162,9 +166,21 @@ def save_outputs(book: Book) -> None:
         ]
         for cell, made in zip(source.cells, executed, strict=False):  # the copy ends with its cost box
             if cell.cell_type == "code":
-                cell.outputs = made.outputs
+                cell.outputs = [_lighter(output) for output in made.outputs]
                 cell.execution_count = made.execution_count
         write_atomically(book.root / chapter.path, nbformat.writes(source) + "\n")
+
+
+def _lighter(output: NotebookNode) -> NotebookNode:
+    """`output` with its PNG as JPEG where that has less than half the bytes: pictures do, drawn lines do not."""
+    png = base64.b64decode(output.get("data", {}).get("image/png", ""))
+    if png:
+        jpeg = io.BytesIO()
+        Image.open(io.BytesIO(png)).convert("RGB").save(jpeg, "JPEG", quality=90, optimize=True)
+        if len(jpeg.getvalue()) < len(png) / 2:
+            del output["data"]["image/png"]
+            output["data"]["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+    return output
 
 
 def dataset_word(dataset: str) -> str:

@@ -29,7 +29,7 @@ from kdcdiff.distill import distill_together, taught
 from kdcdiff.estimates import Estimate
 from kdcdiff.extractors import Clip, features, perceptual
 from kdcdiff.latents import encode_set, origin_of
-from kdcdiff.metrics import Features, class_accuracy, clip_score, extract, fid, kid, lpips_cross
+from kdcdiff.metrics import class_accuracy, clip_score, extract, frechet, kid, lpips_cross
 from kdcdiff.store import Artifact
 from kdcdiff.styles import STYLES, styled
 
@@ -147,8 +147,8 @@ def make_ahead(chapter: Chapter) -> None:
     lines, seeds = rows(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
     stages.latents_stage(chapter)  # what all need is made here, with every core
     workers.make_ahead(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
-    together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
     workers.make_ahead(stages.student, chapter, [((name,), {}) for name in stages.students(chapter)], "students")
+    together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
     rest = [row for row in lines if row.kind != "pair"]
     calls: list[workers.Call] = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
     workers.make_ahead(drawn, chapter, calls, "rows of the table")
@@ -156,8 +156,7 @@ def make_ahead(chapter: Chapter) -> None:
 
 def drawn(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     """Pictures of the base classes by the model of `row`, trained and drawn with `seed`; kept in the store."""
-    maker = {"baseline": _as_it_is, "student": _as_it_is, "pair": _pair}.get(row.kind, _class_by_class)
-    return maker(chapter, row, seed)
+    return _MAKERS[row.kind](chapter, row, seed)
 
 
 def _sampling(chapter: Chapter) -> dict[str, object]:
@@ -183,19 +182,22 @@ def _outside(chapter: Chapter, *names: str) -> dict[str, str]:
     return {} if chapter.profile.style_steps else {name: baselines.named(roles[name]).source for name in names}
 
 
-def _as_it_is(chapter: Chapter, row: Row, seed: int) -> ImageSet:
-    if row.kind == "student":
-        inputs = {"student": stages.student_stage(chapter, row.name, stages.objective_of(chapter))}
-        outside = {}
-    else:
-        inputs, outside = _inputs(chapter, row.name), _outside(chapter, row.name)
-
+def _baseline(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     def make(work: Path) -> None:
-        pipeline = stages.student(chapter, row.name) if row.kind == "student" else role(chapter, row.name)
-        _draw(chapter, pipeline, seed).save(work)
+        _draw(chapter, role(chapter, row.name), seed).save(work)
 
     params = {"role": row.name, "seed": seed, **_sampling(chapter)}
+    inputs, outside = _inputs(chapter, row.name), _outside(chapter, row.name)
     return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=inputs, outside=outside).path)
+
+
+def _student(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+    def make(work: Path) -> None:
+        _draw(chapter, stages.student(chapter, row.name), seed).save(work)
+
+    params = {"student": row.name, "seed": seed, **_sampling(chapter)}
+    inputs = {"student": stages.student_stage(chapter, row.name, stages.objective_of(chapter))}
+    return ImageSet.load(chapter.store.get("student-drawn", make, params=params, inputs=inputs).path)
 
 
 def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
@@ -257,6 +259,15 @@ def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
     return ImageSet.load(made.path)
 
 
+_MAKERS = {
+    "baseline": _baseline,
+    "pair": _pair,
+    "variant": _class_by_class,
+    "proposed": _class_by_class,
+    "student": _student,
+}
+
+
 # --- their figures -----------------------------------------------------------------------------------------------
 
 
@@ -266,32 +277,24 @@ def measure(chapter: Chapter, lines: list[Row]) -> dict[str, Table]:
     judge, seeds = stages.judge(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
     eye, clip, distance = features(judge), Clip(*stages.scorer(chapter)), perceptual(judge)
     pictures = stages.pictures(chapter, "test")
-    found: dict[str, Table] = {}
     made = {row.name: [drawn(chapter, row, seed) for seed in seeds] for row in lines}
+    found: dict[str, Table] = {}
     for subject, names in subjects(chapter).items():
         real = pictures.of_classes(names)
-        known = extract(real.images, eye)
-
-        def figures(images: ImageSet, real: ImageSet = real, known: Features = known) -> dict[str, Estimate]:
-            seen = extract(images.images, eye)
-            return {
-                "class accuracy": class_accuracy(images.images, images.labels, judge),
-                "FID": fid(seen, known, low_rank=True),
-                "KID": kid(seen, known),
-                "CLIP": clip_score(images.images, images.captions, clip),
-                "perceptual": lpips_cross(images.images, real.images, distance, pairs=8 * len(images)),
-            }
-
-        found[subject] = {}
+        known, found[subject] = extract(real.images, eye), {}
         for name, sets in made.items():
-            each = [figures(images.of_classes(names)) for images in sets]
+            values: dict[str, list[float]] = {metric: [] for metric in METRICS}
+            for images in (own.of_classes(names) for own in sets):
+                seen = extract(images.images, eye)
+                values["class accuracy"].append(class_accuracy(images.images, images.labels, judge).value)
+                values["FID"].append(frechet(seen, known))
+                values["KID"].append(kid(seen, known).value)
+                values["CLIP"].append(clip_score(images.images, images.captions, clip).value)
+                pairs = 8 * len(images)
+                values["perceptual"].append(lpips_cross(images.images, real.images, distance, pairs=pairs).value)
             found[subject][name] = {
-                metric: over_seeds(
-                    np.array([own[metric].value for own in each]),
-                    metric,
-                    (0, 1) if metric == "class accuracy" else (-np.inf, np.inf),
-                )
-                for metric in METRICS
+                metric: over_seeds(np.array(own), metric, (0, 1) if metric == "class accuracy" else (-np.inf, np.inf))
+                for metric, own in values.items()
             }
     return found
 

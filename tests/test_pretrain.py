@@ -28,7 +28,7 @@ def test_what_it_writes_can_ship(made, monkeypatch):
     assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
     assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and scorer.config.projection_dim == 64
     assert pipeline.vae.config.scaling_factor != 0.18215
-    assert not [f for f in (made / "assets" / "pipeline").rglob("*.json") if "_name_or_path" in f.read_text()]
+    assert not [f for f in (made / "assets").rglob("*.json") if "_name_or_path" in f.read_text()]
     words = json.loads((made / "assets" / "provenance.json").read_text())
     assert words["recipe"] == json.loads(json.dumps(words["recipe"])) and words["recipe"]["unet_steps"] == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -205,6 +206,18 @@ def test_outputs_go_back_into_the_notebooks(small_book):
     assert notebook.cells[4].outputs[0]["data"]["text/plain"] == "42" and notebook.cells[4].execution_count
     assert notebook.cells[5].outputs == []
     assert runner.run(root) == [], "outputs are no reason to run again"
+
+
+def test_pictures_go_back_as_jpeg_and_charts_as_they_are(small_book):
+    noise = "Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))"
+    flat = "Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8))"
+    root = small_book({"01-a": ["import numpy as np\nfrom PIL import Image", noise, flat]}, light=True)
+    runner.run(root)
+    staging.save_outputs(Book(root))
+    cells = books.read(root / "notebooks" / "01-a.ipynb").cells
+    picture, chart = (cell.outputs[0]["data"] for cell in cells[-2:])
+    assert "image/png" not in picture and base64.b64decode(picture["image/jpeg"])[:3] == b"\xff\xd8\xff"
+    assert "image/png" in chart and "image/jpeg" not in chart
 
 
 def test_a_page_that_does_not_exist_is_named(small_book):

@@ -153,3 +153,10 @@ def test_the_page_on_photographs_prints_what_was_recorded():
         for metric, cell in zip(("class_accuracy", "fid", "kid", "clip", "perceptual"), cells, strict=True):
             figure, value = recorded[f"{key}.{metric}"], cell.split("±")[0].strip()
             assert f"{figure['value']:.{len(value.split('.')[1])}f}" == value and figure["n"] == 3
+    runs = [[cell.strip() for cell in line.split("|")[1:6]] for line in page.splitlines() if line.count("|") == 6]
+    methods = [cells for cells in runs if f"continual.{cells[0]}.average_accuracy" in recorded]
+    assert len(methods) == 8
+    for name, _, *cells in methods:
+        for figure, cell in zip(("average_accuracy", "forgetting", "first_class_accuracy"), cells, strict=True):
+            key = f"continual.{name}.{figure}"
+            assert cell.split(" ")[0] == (f"{recorded[key]['value']:.2f}" if key in recorded else "")
