@@ -209,9 +209,9 @@ def test_outputs_go_back_into_the_notebooks(small_book):
 
 
 def test_pictures_go_back_as_jpeg_and_charts_as_they_are(small_book):
-    noise = "Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))"
+    photo = "Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((128, 128))"
     flat = "Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8))"
-    root = small_book({"01-a": ["import numpy as np\nfrom PIL import Image", noise, flat]}, light=True)
+    root = small_book({"01-a": ["import numpy as np\nfrom PIL import Image", photo, flat]}, light=True)
     runner.run(root)
     staging.save_outputs(Book(root))
     cells = books.read(root / "notebooks" / "01-a.ipynb").cells
