@@ -209,9 +209,8 @@ def test_outputs_go_back_into_the_notebooks(small_book):
 
 
 def test_pictures_go_back_as_jpeg_and_charts_as_they_are(small_book):
-    photo = "Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((128, 128))"
-    flat = "Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8))"
-    root = small_book({"01-a": ["import numpy as np\nfrom PIL import Image", photo, flat]}, light=True)
+    photo = "plt.imshow(np.random.default_rng(0).random((24, 24, 3)), interpolation='bicubic');"
+    root = small_book({"01-a": ["import numpy as np\nimport matplotlib.pyplot as plt", photo, "plt.plot([1, 2]);"]})
     runner.run(root)
     staging.save_outputs(Book(root))
     cells = books.read(root / "notebooks" / "01-a.ipynb").cells
