@@ -9,16 +9,16 @@ import subprocess
 import sys
 import time
 
+from kdcdiff.models.pipeline import new_unet
+from kdcdiff.process import keep_memory
+
 
 def measure(keep: bool, steps: int = 15) -> dict[str, float]:
     import torch
 
-    from kdcdiff import stack
-    from kdcdiff.allocator import keep_memory
-
     if keep:
         keep_memory()
-    unet = stack.new_unet(0).to(memory_format=torch.channels_last)
+    unet = new_unet(0).to(memory_format=torch.channels_last)
     noisy, prompt = torch.randn(32, 8, 8, 8), torch.randn(32, 32, 64)
     seconds, faults = [], []
     for _ in range(steps):

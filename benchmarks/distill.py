@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kdcdiff import stack, surgery
-from kdcdiff.features import Taps
-from kdcdiff.latents import LatentSet, noised
-from kdcdiff.losses import BKSDMLoss, KDCLoss
+from kdcdiff.data.latents import LatentSet, add_noise
+from kdcdiff.models import surgery
+from kdcdiff.models.feature_hooks import Taps
+from kdcdiff.models.pipeline import SCHEDULER, load_pipeline
+from kdcdiff.training.losses import BKSDMLoss, KDCLoss
 
 VAE = {  # Stable Diffusion 1.5's
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32,
@@ -47,7 +48,7 @@ class Setup:
             self.vae, self.teacher = AutoencoderKL(**VAE), UNet2DConditionModel(**UNET)
             self.text, tokens = CLIPTextModel(CLIPTextConfig(**TEXT)), 77
         else:
-            pipeline = stack.load("flora")
+            pipeline = load_pipeline("flora")
             self.vae, self.teacher, self.text = pipeline.vae, pipeline.unet, pipeline.text_encoder
             tokens = self.text.config.max_position_embeddings
         self.student = surgery.shrink(self.teacher, "kdc-described")
@@ -56,7 +57,7 @@ class Setup:
         self.student.requires_grad_(True).train()
         for unet in (self.teacher, self.student):
             unet.to(memory_format=torch.channels_last)  # for both loops: the recipe itself leaves it out
-        self.dtype, self.batch, self.scheduler = dtype, batch, DDIMScheduler(**stack.SCHEDULER)
+        self.dtype, self.batch, self.scheduler = dtype, batch, DDIMScheduler(**SCHEDULER)
         self.pixels = torch.randn(batch, 3, side, side)
         self.ids = torch.randint(0, self.text.config.vocab_size, (batch, tokens))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5, fused=True)
@@ -106,7 +107,7 @@ def ours(s: Setup, objective: BKSDMLoss | KDCLoss) -> Callable[[], None]:
     rows, generator = torch.arange(s.batch), torch.Generator().manual_seed(0)
 
     def step() -> None:
-        data = noised(s.cache.sample(rows, generator), s.cache.prompts[rows], s.scheduler, generator)
+        data = add_noise(s.cache.sample(rows, generator), s.cache.prompts[rows], s.scheduler, generator)
         with s.autocast():
             with torch.no_grad():
                 wanted = s.teacher(data.noisy.to(s.dtype), data.timestep, data.prompt.to(s.dtype)).sample

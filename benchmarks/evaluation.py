@@ -24,6 +24,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from kdcdiff.metrics.estimate import ratio
+from kdcdiff.models import complexity, timing
+from kdcdiff.process import keep_memory
+from kdcdiff.sampling.folder import write
+
 OURS = """
 import sys
 from benchmarks_common import extractor
@@ -54,14 +59,13 @@ def extractor():
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> None:
-    from kdcdiff import sampling
 
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 500):
         n = min(500, count - start)
         coarse = torch.randint(0, 256, (n, 3, 8, 8), generator=generator).float()
         images = torch.nn.functional.interpolate(coarse, size=64, mode="bilinear").to(torch.uint8)
-        sampling.write(images, folder, prompts=[""] * n, seeds=seed, start=start)
+        write(images, folder, prompts=[""] * n, seeds=seed, start=start)
 
 
 def measured(script: str, folders: list[Path], here: Path) -> tuple[float, float, str]:
@@ -104,15 +108,13 @@ def evaluation(images: int, repeats: int) -> None:
 
 
 def sampling_ratio(rounds: int, variant: str) -> None:
-    from kdcdiff import complexity, timing
-    from kdcdiff.allocator import keep_memory
 
     keep_memory()
     nets = timing.full_size(["sd-1", variant], dtype="float32")
     teacher, student = (complexity.count(net).macs["all"] for net in nets.values())
-    times, wanted = timing.ratios(nets, rounds), student / teacher
-    found = times[variant]
-    print(f"teacher {times['sd-1'].seconds:.2f} s, {variant} {found.seconds:.2f} s a call, {rounds} rounds")
+    times, wanted = timing.rounds_of(nets, rounds), student / teacher
+    found, seconds = ratio(times[variant], times["sd-1"]), {name: statistics.median(own) for name, own in times.items()}
+    print(f"teacher {seconds['sd-1']:.2f} s, {variant} {seconds[variant]:.2f} s a call, {rounds} rounds")
     print(f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] of the time for {wanted:.3f} of the MACs: ", end="")
     print(f"{100 * (found.value / wanted - 1):+.1f} %")
 

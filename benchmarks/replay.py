@@ -15,7 +15,10 @@ from pathlib import Path
 
 import torch
 
-from kdcdiff.replay import LatentReplayBuffer
+from kdcdiff.data.latents import add_noise
+from kdcdiff.models.pipeline import load_pipeline
+from kdcdiff.training.losses import denoising_loss
+from kdcdiff.training.replay import LatentReplayBuffer
 
 
 def peak_mib() -> float:
@@ -64,11 +67,9 @@ def by_size() -> None:
 
 def share_of_a_step() -> None:
     """Sampling and collating beside one optimizer step of the small U-Net."""
-    from kdcdiff import stack  # here, so that the memory measured above is the buffer's and not diffusers'
-    from kdcdiff.latents import noised
-    from kdcdiff.losses import denoising_loss
+    # here, so that the memory measured above is the buffer's and not diffusers'
 
-    pipeline = stack.load("flora")
+    pipeline = load_pipeline("flora")
     unet, scheduler = pipeline.unet.train().requires_grad_(True), pipeline.scheduler
     buffer = LatentReplayBuffer(128)
     prompt = torch.randn(pipeline.unet.config.cross_attention_dim).expand(32, -1)
@@ -77,7 +78,7 @@ def share_of_a_step() -> None:
 
     def step() -> None:
         old = buffer.sample(32, 3)
-        data = noised(old.latents, old.prompts, scheduler, torch.Generator().manual_seed(0))
+        data = add_noise(old.latents, old.prompts, scheduler, torch.Generator().manual_seed(0))
         denoising_loss(unet(data.noisy, data.timestep, data.prompt).sample, data.target).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """Errors that a reader can act on: one line that names the parameter, the value and what is allowed."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """Wrong input from outside. The command line prints its one line and exits with 2; a notebook stops on it."""

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
-from kdcdiff import stack
+from kdcdiff.book.chapter import open_chapter
+from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 
 REPO = Path(__file__).resolve().parent.parent
 PARAMETERS = """\
@@ -24,15 +25,15 @@ dataset: str = "flora"  # flora, oxford-102 or an image folder
 seed: int = 0  # all randomness follows from it
 artifacts: str = "../artifacts"  # the store"""
 OPEN = """\
-import kdcdiff.chapter
+from kdcdiff.book.chapter import open_chapter
 settings = dict(profile=profile, dataset=dataset, seed=seed, artifacts=artifacts)
-chapter = kdcdiff.chapter.open("{name}", **settings{own})"""
+chapter = open_chapter("{name}", **settings{own})"""
 
 
 def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
     """A Stable-Diffusion pipeline of the smallest sizes: 16x16 images, seeded random weights, words of `prompts`."""
     torch.manual_seed(0)
-    tokenizer = stack.train_tokenizer(prompts, size=560)
+    tokenizer = train_tokenizer(prompts, size=560)
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -72,7 +73,7 @@ def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
         "unet": unet,
         "text_encoder": CLIPTextModel(text),
         "tokenizer": tokenizer,
-        "scheduler": DDIMScheduler(**stack.SCHEDULER),
+        "scheduler": DDIMScheduler(**SCHEDULER),
     }
     pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -134,12 +135,11 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
 def opened(tmp_path, monkeypatch):
     """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
     monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
-    from kdcdiff import chapter
 
     built: Counter[str] = Counter()
 
     def make(dataset: str = "flora", **own):
-        book = chapter.open("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
+        book = open_chapter("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
         heard = book.store.on_use
         book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
         return book

@@ -17,10 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcdiff import store as stores
+from kdcdiff.book.results import Results
 from kdcdiff.errors import UserError
-from kdcdiff.results import Results
-from kdcdiff.store import Store, canonical, content_key
+from kdcdiff.store import Store, _verified, canonical, content_key, sha256_file
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -119,7 +118,7 @@ def test_the_manifest_says_how_it_came_about(tmp_path):
     assert manifest == artifact.manifest
     assert manifest["params"] == {"n": 2} and manifest["inputs"] == {"data": data.key}
     assert manifest["outside"] == {"set": "abc"} and manifest["version"] == 3
-    assert manifest["files"] == {"sum.txt": {"bytes": 10, "sha256": stores.sha256_file(artifact / "sum.txt")}}
+    assert manifest["files"] == {"sum.txt": {"bytes": 10, "sha256": sha256_file(artifact / "sum.txt")}}
     assert manifest["seconds"] >= 0.3 and manifest["peak_bytes"] > 320e6
     assert {"torch", "diffusers", "kdcdiff"} <= manifest["libraries"].keys()
     assert {"python", "commit", "device", "created"} <= manifest.keys()
@@ -130,7 +129,7 @@ def test_the_manifest_says_how_it_came_about(tmp_path):
 def test_damage_is_moved_aside_said_and_made_again(tmp_path, capsys, damage):
     store = Store(tmp_path)
     artifact = store.get("weights", write("good content"))
-    stores._verified.clear()  # as in a new process
+    _verified.clear()  # as in a new process
     target = artifact / "out.txt"
     if damage == "flip":
         target.write_text("bad  content")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kdcdiff.claims import language, transcript
+from kdcdiff.claims import checks, tables
 from kdcdiff.claims.model import (
     CONTRADICTED,
     INCONSISTENT,
@@ -20,6 +22,7 @@ from kdcdiff.claims.model import (
     SUPPORTED,
     VERDICTS,
     Claim,
+    Evidence,
     Verdict,
 )
 from kdcdiff.errors import UserError, check
@@ -31,9 +34,7 @@ FILES = {"kdc-diff": "claims-kdc-diff.yaml", "bk-sdm": "claims-bk-sdm.yaml"}
 
 @lru_cache(maxsize=1)
 def _loaded() -> tuple[Claim, ...]:
-    claims = [
-        _claim(paper, entry) for paper, file in FILES.items() for entry in yaml.safe_load(transcript.data_text(file))
-    ]
+    claims = [_claim(paper, entry) for paper, file in FILES.items() for entry in yaml.safe_load(tables.data_text(file))]
     ids = [c.id for c in claims]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     check(not twice, "claim id", twice, "must be unique")
@@ -64,7 +65,7 @@ def validate(claim: Claim) -> None:
     check(claim.kind in KINDS, name, claim.kind, f"kind must be one of {', '.join(KINDS)}")
     check(bool(claim.check) or not claim.offline, name, claim.kind, "needs a check")
     check(bool(claim.needs) or claim.offline, name, claim.kind, "must say in `needs` what it would take")
-    asks = language.evidence_names(claim.check) if claim.check else ()
+    asks = checks.evidence_names(claim.check) if claim.check else ()
     check(not asks or not claim.offline, name, asks, "only an empirical claim asks for evidence")
     check(
         bool(asks) or claim.offline or not claim.check,
@@ -82,15 +83,15 @@ def judge(claim: Claim, evidence: Mapping[str, Any] | None = None) -> Verdict:
     known = evidence or {}
     if not claim.check:
         return Verdict(claim, NOT_TESTED, f"it would take {claim.needs}")
-    checker = language.Checker(known)
-    missing = [n for n in language.evidence_names(claim.check) if n not in known]
+    checker = checks.Checker(known)
+    missing = [n for n in checks.evidence_names(claim.check) if n not in known]
     if missing:
         return Verdict(claim, NOT_TESTED, f"not recorded: {', '.join(missing)}; it would take {claim.needs}")
     result = checker.decide(claim.check)
     untold = [n for n in checker.read if getattr(known[n], "profile", "") == MEANINGLESS]
     reason = "; ".join(checker.trace)
     if claim.offline:
-        against = CONTRADICTED if language.looks_outside(claim.check) else INCONSISTENT
+        against = CONTRADICTED if checks.looks_outside(claim.check) else INCONSISTENT
         return Verdict(claim, REPRODUCED if result else against, reason)
     used = tuple(dict.fromkeys(checker.read))
     scale = _scale([known[name] for name in used])
@@ -98,7 +99,7 @@ def judge(claim: Claim, evidence: Mapping[str, Any] | None = None) -> Verdict:
         why = f"measured at {MEANINGLESS}, where figures mean nothing"
         return Verdict(claim, NOT_TESTED, f"{why}; it would take {claim.needs}", scale, used)
     if result is None:
-        bare = [n for n in used if known[n].interval is None and known[n].unit not in language.EXACT_UNITS]
+        bare = [n for n in used if known[n].interval is None and known[n].unit not in checks.EXACT_UNITS]
         why = (
             f"recorded without an interval: {', '.join(bare)}" if bare else "the interval of the difference holds zero"
         )
@@ -120,13 +121,13 @@ def _scale(results: list[Any]) -> str:
 @lru_cache(maxsize=1)
 def context() -> dict[str, str]:
     """Patterns of results that chapters record for the record, and why no claim asks for them."""
-    found: dict[str, str] = yaml.safe_load(transcript.data_text("context.yaml"))
+    found: dict[str, str] = yaml.safe_load(tables.data_text("context.yaml"))
     return found
 
 
 def unasked(evidence: Iterable[str], claims: Iterable[Claim] | None = None) -> list[str]:
     """Names of recorded results that no claim asks for and that are not declared as context."""
-    wanted = {n for c in (claims or load()) if c.check for n in language.evidence_names(c.check)}
+    wanted = {n for c in (claims or load()) if c.check for n in checks.evidence_names(c.check)}
     return sorted(n for n in evidence if n not in wanted and not any(fnmatch(n, p) for p in context()))
 
 
@@ -145,7 +146,7 @@ def judge_all(evidence: Mapping[str, Any] | None = None, claims: Iterable[Claim]
 @lru_cache(maxsize=1)
 def recorded() -> dict[str, str]:
     """The verdicts on record of every claim that needs no run: claim id to verdict."""
-    found = {r["id"]: r["verdict"] for r in transcript.read_csv("verdicts.csv", ("id", "verdict"))}
+    found = {r["id"]: r["verdict"] for r in tables.read_csv("verdicts.csv", ("id", "verdict"))}
     for id, verdict in found.items():
         check(verdict in VERDICTS, f"verdicts.csv {id}", verdict, f"must be one of {', '.join(VERDICTS)}")
     return found
@@ -159,3 +160,18 @@ def changed(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
         for v in verdicts
         if v.claim.offline and record.get(v.claim.id) != v.outcome
     ]
+
+
+def read_evidence(path: Path) -> Mapping[str, Evidence]:
+    """The recorded results as evidence; none where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["results"]
+        fields = tuple(Evidence.__dataclass_fields__)
+        return {
+            name: Evidence(name=name, **{k: v for k, v in entry.items() if k in fields and k != "name"})
+            for name, entry in stored.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"results={str(path)!r}: is not a results file ({error})") from error

@@ -7,16 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from kdcdiff.claims.model import (
-    CONTRADICTED,
-    INCONSISTENT,
-    KINDS,
-    PAPERS,
-    REPRODUCED,
-    SUPPORTED,
-    VERDICTS,
-    Verdict,
-)
+from kdcdiff.claims.model import CONTRADICTED, INCONSISTENT, KINDS, PAPERS, REPRODUCED, SUPPORTED, VERDICTS, Verdict
 
 COLOURS = {REPRODUCED: "#2a9d8f", SUPPORTED: "#7aa95c", CONTRADICTED: "#d1495b", INCONSISTENT: "#e0913a"}
 GREY = "#8d99ae"

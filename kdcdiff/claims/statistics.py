@@ -45,13 +45,6 @@ def separations(means: Sequence[float], errors: Sequence[float]) -> Array:
     return np.array([abs(means[i] - means[j]) / hypot(errors[i], errors[j]) for i, j in pairs])
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Spearman's rho with a 95 % interval (Fisher's z, Bonett and Wright's variance for ranks)."""
-    rho = float(stats.spearmanr(a, b).statistic)
-    half = 1.96 * ((1 + rho**2 / 2) / (len(a) - 3)) ** 0.5
-    return rho, float(np.tanh(np.arctanh(rho) - half)), float(np.tanh(np.arctanh(rho) + half))
-
-
 def whole(texts: Sequence[str]) -> tuple[int, int, float]:
     """Of numbers printed with two decimals or more: how many are whole, how many there are, and the chance.
 

@@ -1,0 +1,238 @@
+"""`kdcdiff build`: the staged book, rendered by Jupyter Book into `_build/html`, with warnings as errors.
+
+With execution off, Jupyter Book publishes a failed notebook and says nothing. So what is not sound is refused
+before: a chapter that is missing, failed, half executed, older than its source, or run at another profile
+than the rest. After it, every page must exist and load nothing from the network. The finished book replaces
+the old one in one rename.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kdcdiff.book import notebook as notebooks
+from kdcdiff.book.notebook import Book
+from kdcdiff.book.staging import copy_pages, costs, is_current
+from kdcdiff.errors import UserError
+from kdcdiff.store import write_atomically
+
+DIGEST = ".kdcdiff-digest"  # in the rendered book: a hash of what it was rendered from
+_TAG = re.compile(r"<(script|link|img|iframe|source)\b[^>]*>(\s*</script>)?", re.IGNORECASE)
+_REMOTE = re.compile(r"""\b(?:src|href)\s*=\s*["']?(?:https?:)?//""", re.IGNORECASE)
+# sphinx-thebe's scripts, which would fetch thebe for a reader who asks for live code, even where it is off
+_THEBE = re.compile(
+    r"""<script[^>]*sphinx-thebe\.js[^>]*>\s*</script>|<script>\s*const THEBE_JS_URL[^<]*</script>"""
+    r"""|<script type="text/x-thebe-config">[^<]*</script>|<script>kernelName = [^<]*</script>""",
+)
+_REMOTE_CSS = re.compile(r"""(?:@import\s+["']|url\(\s*["']?)(?:https?:)?//""", re.IGNORECASE)
+_LOADS = ("stylesheet", "preload", "preconnect", "modulepreload", "icon", "dns-prefetch", "prefetch")
+
+
+class BuildFailed(Exception):
+    """The book did not render. The message says where the log is, or what is wrong with a page."""
+
+
+def build(root: str | Path = ".") -> Path:
+    """Render the staged book; the folder of its pages. UserError: a chapter that may not be published."""
+    book = Book(Path(root).resolve())
+    faults = faults_of(book)
+    if faults:
+        raise UserError("the staged book cannot be published: " + "; ".join(faults) + "; `kdcdiff run` first")
+    copy_pages(book)
+    fill_status(book)
+    html = book.build / "html"
+    files = [path for path in book.staged.rglob("*") if path.is_file()]
+    digest = notebooks.digest(
+        [notebooks.tree_digest(files, book.staged), metadata.version("jupyter-book"), Path(__file__).read_text()]
+    )
+    if (html / DIGEST).exists() and (html / DIGEST).read_text() == digest and not missing_pages(book, html):
+        print(f"the book is up to date: {html / 'index.html'}")
+        return html
+    rendered = _render(book)
+    for page in rendered.rglob("*.html"):
+        page.write_text(offline(page.read_text()))
+    problems = missing_pages(book, rendered) + remote_loads(rendered)
+    if problems:
+        raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
+    (rendered / DIGEST).write_text(digest)
+    old = book.build / "html.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        os.replace(html, old)
+    os.replace(rendered, html)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"the book is in {html / 'index.html'}")
+    return html
+
+
+def faults_of(book: Book) -> list[str]:
+    """Why the staged chapters may not be published; empty if they may."""
+    faults, settings = [], {}
+    for chapter in book.chapters():
+        copy = book.staged / chapter.path
+        if not copy.exists():
+            faults.append(f"{chapter.name} was never run")
+            continue
+        notebook = notebooks.read(copy)
+        made = notebook.metadata.get("kdcdiff", {})
+        flaws = notebooks.flaws(notebook)
+        if flaws:
+            faults.append(f"{chapter.name}: {flaws[0]}")
+        elif made.get("status") != "completed":
+            faults.append(f"{chapter.name} did not run to its end")
+        elif not is_current(book, chapter):
+            faults.append(f"{chapter.name} is older than its source, or its figures have been replaced")
+        else:
+            given = made["parameters"]
+            settings[chapter.name] = tuple(given[name] for name in ("profile", "dataset", "seed"))
+    if len(set(settings.values())) > 1:
+        faults.append(
+            "chapters were run at different settings: "
+            + ", ".join(f"{name} at {' '.join(map(str, setting))}" for name, setting in settings.items())
+        )
+    return faults
+
+
+def _render(book: Book) -> Path:
+    """Run Jupyter Book on the staging folder; the folder of fresh pages. BuildFailed with its warnings
+    otherwise.
+    """
+    output = book.build / "render"
+    shutil.rmtree(output, ignore_errors=True)
+    log = book.build / "build.log"
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(book.staged),
+        "--path-output",
+        str(output),
+        "--all",
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
+    print(f"rendering {len(book.pages())} pages", flush=True)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    write_atomically(log, plain)
+    if done.returncode != 0:
+        lines = [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line] or plain.splitlines()[-5:]
+        raise BuildFailed("\n  ".join([f"Jupyter Book reports {len(lines)} warnings (all of it: {log})", *lines[:20]]))
+    return output / "_build" / "html"
+
+
+def offline(page: str) -> str:
+    """A page without the tags that would load something from the network: Jupyter Book adds thebe, even when
+    it is off.
+    """
+
+    def keep(match: re.Match[str]) -> str:
+        return "" if match[1].lower() in ("script", "link") and _is_load(match[0]) else match[0]
+
+    return _TAG.sub(keep, _THEBE.sub("", page))
+
+
+def _is_load(tag: str) -> bool:
+    """Whether a tag makes a browser fetch from another host (a canonical or search link does not)."""
+    if not _REMOTE.search(tag):
+        return False
+    if tag[:5].lower() == "<link":
+        return any(re.search(rf"""rel\s*=\s*["']?[^"'>]*\b{kind}\b""", tag, re.IGNORECASE) for kind in _LOADS)
+    return True
+
+
+def remote_loads(html: Path) -> list[str]:
+    """What the pages and their styles would still load from the network."""
+    found = []
+    for page in sorted(html.rglob("*.html")):
+        loads = [match[0] for match in _TAG.finditer(page.read_text()) if _is_load(match[0])]
+        found += [f"{page.relative_to(html)} loads {tag}" for tag in loads]
+    for style in sorted(html.rglob("*.css")):
+        if _REMOTE_CSS.search(style.read_text(errors="replace")):
+            found.append(f"{style.relative_to(html)} loads from the network")
+    return found
+
+
+def missing_pages(book: Book, html: Path) -> list[str]:
+    pages = [*(page.path.with_suffix(".html") for page in book.pages()), Path("index.html")]
+    return [f"{page} is missing" for page in pages if not (html / page).is_file()]
+
+
+def fill_status(book: Book) -> None:
+    """Replace <!-- chapters --> and <!-- stages --> in the staged pages by tables of the executed copies."""
+    spent = costs(book)
+    tables = {
+        "<!-- chapters -->": _chapter_table(spent["chapters"]),
+        "<!-- stages -->": _stage_table(spent["stages"]),
+    }
+    for page in book.pages():
+        if not page.is_chapter:
+            path = book.staged / page.path
+            text = path.read_text()
+            filled = text
+            for mark, table in tables.items():
+                filled = filled.replace(mark, table)
+            if filled != text:
+                path.write_text(filled)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _gib(value: float | None) -> str:
+    return "" if value is None else f"{value / 2**30:.2f}"
+
+
+def _chapter_table(rows: list[dict[str, Any]]) -> str:
+    return _markdown(
+        ["chapter", "status", "profile", "device", "seconds", "peak GiB", "finished (UTC)"],
+        [
+            [
+                f"`{row['chapter']}`",
+                row["status"],
+                row["profile"] or "",
+                row["device"] or "",
+                "" if row["seconds"] is None else f"{row['seconds']:,.0f}",
+                _gib(row["peak_bytes"]),
+                (row["finished"] or "")[:16].replace("T", " "),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _stage_table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "No chapter reads the store."
+    return _markdown(
+        ["stage", "first read in", "artifacts", "seconds", "peak GiB", "MiB on disk"],
+        [
+            [
+                f"`{row['stage']}`",
+                f"`{row['chapter']}`",
+                str(row["artifacts"]),
+                f"{row['seconds']:,.1f}",
+                _gib(row["peak_bytes"]),
+                f"{row['bytes'] / 2**20:,.1f}",
+            ]
+            for row in rows
+        ],
+    )

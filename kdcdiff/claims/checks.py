@@ -1,0 +1,305 @@
+"""The small language of checks: one Python-like expression over the papers' cells, networks and evidence.
+
+    lowest("kdc-diff-1/flowers/kdc-diff/fid")
+    macs("sd-1", "fvcore") > 3e11
+    seen("student.kdc-described.class_accuracy") > 0.9 * seen("teacher.class_accuracy")
+
+Only literals, arithmetic, comparisons, ``and`` / ``or`` / ``not`` and the functions below exist; nothing is
+ever `eval`-ed. Truth has three values: None says that the evidence does not decide. Every comparison leaves
+a line that says what was compared.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcdiff.claims import readings, tables
+from kdcdiff.errors import UserError
+from kdcdiff.metrics.estimate import Estimate, as_estimate
+from kdcdiff.models.configs import COMPANIONS, CONFIGS, LATENT, network_count
+
+EXACT_UNITS = (
+    "bytes",
+    "B",
+    "count",
+    "parameters",
+    "MAC",
+    "GMac",
+)  # counted, not sampled: no interval is needed
+ADDRESSED = ("cell", "column", "lowest", "highest", "place")
+OUTSIDE = ("parameters", "macs", "pairs", "stages", "widths", "inherits", "readings", "fact")
+ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    ast.Lt: ("<", operator.lt),
+    ast.LtE: ("<=", operator.le),
+    ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge),
+    ast.Eq: ("=", operator.eq),
+    ast.NotEq: ("is not", operator.ne),
+}
+
+
+@dataclass
+class Checker:
+    """Evaluates checks; `trace` collects what was compared, `read` which evidence was used."""
+
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    trace: list[str] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
+
+    def decide(self, check: str) -> bool | None:
+        """True, False or undecided."""
+        result = self._value(parse(check))
+        if result is not None and not isinstance(result, bool):
+            raise UserError(f"check={check!r}: gives {result!r}, not true or false")
+        return result
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Tuple() | ast.List():
+                return tuple(self._value(e) for e in node.elts)
+            case ast.UnaryOp(op=ast.USub()):
+                return -self._value(node.operand)
+            case ast.UnaryOp(op=ast.Not()):
+                inner = self._value(node.operand)
+                return None if inner is None else not inner
+            case ast.BinOp():
+                return ARITHMETIC[type(node.op)](self._value(node.left), self._value(node.right))
+            case ast.BoolOp():
+                return self._join(isinstance(node.op, ast.And), [self._value(v) for v in node.values])
+            case ast.Compare():
+                return self._compare(node)
+            case ast.Call(func=ast.Name(id=name)):
+                positional = [self._value(a) for a in node.args]
+                return getattr(self, f"do_{name}")(
+                    *positional, **{k.arg or "": self._value(k.value) for k in node.keywords}
+                )
+        raise UserError(f"check={ast.unparse(node)!r}: is not of the language")
+
+    @staticmethod
+    def _join(every: bool, values: list[bool | None]) -> bool | None:
+        deciding = not every
+        if deciding in values:
+            return deciding
+        return None if None in values else every
+
+    def _compare(self, node: ast.Compare) -> bool | None:
+        values = [self._value(node.left), *(self._value(c) for c in node.comparators)]
+        results: list[bool | None] = []
+        for op, a, b in zip(node.ops, values, values[1:], strict=False):
+            sign, function = COMPARISONS[type(op)]
+            if isinstance(a, Estimate) or isinstance(b, Estimate):
+                bigger, smaller = (a, b) if ">" in sign else (b, a)
+                results.append(as_estimate(bigger).above(smaller))
+            else:
+                results.append(bool(function(a, b)))
+            verdict = {True: "holds", False: "does not hold", None: "is open"}[results[-1]]
+            self.trace.append(f"{show(a)} {sign} {show(b)} {verdict}")
+        return self._join(True, results)
+
+    # The papers' cells and numbers.
+    def do_cell(self, address: str) -> Any:
+        c = tables.cell(address)
+        return c.text if c.value is None else c.value
+
+    def do_column(self, address: str, role: str = "", but: str = "") -> tuple[float, ...]:
+        found = [c for c in tables.cells(address) if c.value is not None]
+        chosen = [
+            c.value for c in found if (not role or c.role == role) and (not but or c.address.split("/")[-2] != but)
+        ]
+        return tuple(v for v in chosen if v is not None)
+
+    def _ranked(self, address: str, role: str, reverse: bool) -> tuple[int, tables.Cell]:
+        """How many of the cell's peers (of one role, where given) are strictly better, plus one."""
+        mine = tables.cell(address)
+        others = [c for c in tables.peers(address) if not role or c.role in role.split("|") or c.address == address]
+        others.sort(key=lambda c: c.value or 0.0, reverse=reverse)
+        place = 1 + sum((c.value > mine.value) if reverse else (c.value < mine.value) for c in others)  # type: ignore[operator]
+        first = others[0]
+        at = "" if first.address == address or place == 1 else f"; {first.text} is ({first.address.split('/')[-2]})"
+        self.trace.append(
+            f"{mine.text} is number {place} of {len(others)} from the {'highest' if reverse else 'lowest'}{at}"
+        )
+        return place, mine
+
+    def do_lowest(self, address: str, role: str = "") -> bool:
+        return self._ranked(address, role, reverse=False)[0] == 1
+
+    def do_highest(self, address: str, role: str = "") -> bool:
+        return self._ranked(address, role, reverse=True)[0] == 1
+
+    def do_place(self, address: str, role: str = "", worst: bool = False) -> int:
+        better = tables.cell(address).better
+        return self._ranked(address, role, reverse=(better == "high") is not worst)[0]
+
+    def do_stated(self, id: str) -> float:
+        return tables.stated(id).value
+
+    def do_fact(self, id: str) -> float:
+        return tables.fact(id).value
+
+    def do_metrics(self, table: str) -> int:
+        """How many columns of a table rank its rows."""
+        return sum("better" in about for about in tables.load_tables()[table].columns.values())
+
+    def do_prints(self, value: float, text: str) -> bool:
+        """Whether `value` prints as `text` (an address, a stated number's id or digits), rounded or cut."""
+        if "/" in text:
+            text = tables.cell(text).text if text.split("/")[0] in tables.load_tables() else tables.stated(text).text
+        places = len(text.partition(".")[2])
+        holds = readings.printed(round(value * 10**6), 10**6, text)
+        self.trace.append(f"{value:,.{max(places + 3, 0)}f} {'prints' if holds else 'does not print'} as {text}")
+        return holds
+
+    # Plain arithmetic on columns.
+    def do_mean(self, values: tuple[float, ...]) -> float:
+        return statistics.fmean(values)
+
+    def do_spread(self, values: tuple[float, ...]) -> float:
+        return statistics.stdev(values)
+
+    def do_count(self, values: tuple[float, ...]) -> int:
+        return len(values)
+
+    def do_low(self, values: tuple[float, ...]) -> float:
+        return min(values)
+
+    def do_high(self, values: tuple[float, ...]) -> float:
+        return max(values)
+
+    def do_cut(self, before: float, after: float) -> float:
+        """The share that is gone, in per cent."""
+        return 100 * (1 - after / before)
+
+    def do_all(self, *truths: bool | None) -> bool | None:
+        return self._join(True, list(truths))
+
+    def do_holding(self, *truths: bool | None) -> int:
+        """How many of several statements hold."""
+        return sum(t is True for t in truths)
+
+    # The networks.
+    def do_parameters(self, *names: str) -> int:
+        return sum(network_count(n).parameters for n in names)
+
+    def do_macs(self, name: str, convention: str, latent: int = LATENT) -> int:
+        return network_count(name, latent).macs(convention)
+
+    def do_pairs(self, name: str, side: str) -> tuple[int, ...]:
+        return readings.pairs(name, side)
+
+    def do_stages(self, name: str, side: str, kind: str = "") -> int:
+        return sum(s.startswith(kind) for s in readings.stages(name, side))
+
+    def do_widths(self, name: str) -> tuple[int, ...]:
+        return readings.widths(name)
+
+    def do_inherits(self, student: str, teacher: str) -> bool:
+        holds = readings.inherits(student, teacher)
+        self.trace.append(f"every tensor of {student} {'has' if holds else 'does not have'} its source in {teacher}")
+        return holds
+
+    def do_readings(self, parameters: str, gmac: str) -> int:
+        """How many readings of the text have both printed figures, whatever the counting convention."""
+        total, text = round(tables.cell(parameters).value or 0), tables.cell(gmac).text
+        by_total, by_gmac = readings.matching(total), readings.matching(gmac=text)
+        both = {d for d, _ in by_total} & {d for d, _ in by_gmac}
+        self.trace.append(
+            f"of {len(readings.family_counts())} readings "
+            f"{len(by_total)} have {total:,} parameters, {len(by_gmac)} print "
+            f"{text} GMac, {len(both)} do both"
+        )
+        return len(both)
+
+    # The evidence.
+    def do_seen(self, name: str) -> Estimate:
+        found = self.evidence.get(name)
+        if found is None:
+            raise UserError(f"evidence={name!r}: was not recorded")
+        self.read.append(name)
+        value, exact = float(found.value), found.unit in EXACT_UNITS
+        low, high = found.interval or ((value, value) if exact else (-math.inf, math.inf))
+        return Estimate(value, min(low, value), max(high, value))
+
+
+def parse(check: str) -> ast.expr:
+    """The expression, refused with one line where it is not of the language or names what does not exist."""
+    try:
+        root = ast.parse(" ".join(check.split()), mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"check={check!r}: {error.msg}") from error
+    for node in ast.walk(root):
+        if isinstance(node, ast.Name) and not hasattr(Checker, f"do_{node.id}"):
+            raise UserError(f"check={check!r}: there is no {node.id}")
+        if isinstance(node, ast.Call):
+            if not isinstance(node.func, ast.Name):
+                raise UserError(f"check={check!r}: only plain functions can be called")
+            _resolve(check, node.func.id, node)
+    return root
+
+
+def _resolve(check: str, function: str, node: ast.Call) -> None:
+    """Raise where an address, a number, a network or a convention does not exist."""
+    words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if function in ADDRESSED:
+        tables.cells(words[0])
+    elif function in ("stated", "fact"):
+        getattr(tables, function)(words[0])
+    elif function in ("parameters", "macs", "pairs", "stages", "widths", "inherits"):
+        known = (*CONFIGS, *COMPANIONS)
+        names = words if function in ("parameters", "inherits") else words[:1]
+        for name in names:
+            if name not in known:
+                raise UserError(f"check={check!r}: there is no network {name!r}; there are {', '.join(known)}")
+
+
+def evidence_names(check: str) -> tuple[str, ...]:
+    """The results that a check asks for, in order, each once."""
+    found = (
+        [
+            n.args[0].value
+            for n in ast.walk(parse(check))
+            if isinstance(n, ast.Call)
+            and isinstance(n.func, ast.Name)
+            and n.func.id == "seen"
+            and isinstance(n.args[0], ast.Constant)
+        ]
+        if check
+        else []
+    )
+    return tuple(dict.fromkeys(str(name) for name in found))
+
+
+def looks_outside(check: str) -> bool:
+    """Whether a check reads more than the paper itself: networks or published facts."""
+    return any(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in OUTSIDE
+        for n in ast.walk(parse(check))
+    )
+
+
+def show(value: Any) -> str:
+    """A value as a reader would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:.6g}"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(show(v) for v in value) + ")"
+    return str(value)

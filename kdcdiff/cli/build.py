@@ -1,0 +1,21 @@
+"""`kdcdiff build`: render the executed chapters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kdcdiff.book.render import BuildFailed, build
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", default=".", help="the book's folder (default: the working folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        build(args.root)
+    except BuildFailed as failure:
+        print(f"failed: {failure}", file=sys.stderr)
+        return 1
+    return 0

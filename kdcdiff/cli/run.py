@@ -1,0 +1,85 @@
+"""`kdcdiff run`: execute the chapters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from kdcdiff.book import notebook as notebooks
+from kdcdiff.book import runner
+from kdcdiff.book.notebook import Book
+from kdcdiff.book.staging import cost_table, costs, save_outputs
+from kdcdiff.errors import check
+from kdcdiff.store import write_atomically
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--profile", default="mini", help="smoke, mini or paper (default: %(default)s)")
+    add("--dataset", default="flora", help="flora, oxford-102 or an image folder (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--artifacts", default="artifacts", help="the store's folder (default: %(default)s)")
+    add(
+        "--only",
+        action="append",
+        metavar="CHAPTER",
+        help="a chapter to run, e.g. 03-surgery; may be repeated",
+    )
+    add(
+        "-p",
+        dest="own",
+        nargs=2,
+        action="append",
+        metavar=("NAME", "VALUE"),
+        default=[],
+        help="a notebook parameter, for every chapter that has it; may be repeated",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=runner.CELL_TIMEOUT,
+        help="seconds that one cell may take (default: %(default)s)",
+    )
+    add("--force", action="store_true", help="run chapters that are up to date as well")
+    add(
+        "--save-outputs",
+        action="store_true",
+        help="write the outputs back into the notebooks, to be committed",
+    )
+    add("--root", default=".", help="the book's folder (default: the working folder)")
+
+
+def run(args: argparse.Namespace) -> int:
+    book = Book(Path(args.root).resolve())
+    for name, _ in args.own:
+        check(name not in notebooks.STANDARD, "-p", name, f"use --{name}")
+    start = time.perf_counter()
+    try:
+        executed = runner.run(
+            book.root,
+            profile=args.profile,
+            dataset=args.dataset,
+            seed=args.seed,
+            artifacts=args.artifacts,
+            only=args.only,
+            own=dict(args.own),
+            timeout=args.timeout,
+            force=args.force,
+        )
+    except runner.ChapterFailed as failure:
+        print(f"failed: {failure}\nits executed copy is in {book.staged}", file=sys.stderr)
+        return 1
+    if args.save_outputs:
+        save_outputs(book)
+        print("the notebooks now hold these outputs")
+    spent = costs(book)
+    write_atomically(book.build / "costs.json", json.dumps(spent, indent=1) + "\n")
+    print(cost_table(spent["stages"]))
+    print(
+        f"{len(executed)} chapters executed in {time.perf_counter() - start:,.0f} s, the rest up to date; "
+        f"executed copies: {book.staged}"
+    )
+    return 0

@@ -1,0 +1,177 @@
+"""Students that differ in their objective and in nothing else: what each term of a loss is worth.
+
+Students of one seed start from the same weights, see the same batches, and share one teacher forward a step; seeds
+repeat the whole. Every student is then read three ways: by the judge on what it draws, by its error on held-out
+latents, and by its distance from the teacher there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+
+from kdcdiff.book.chapter import Chapter
+from kdcdiff.data.latents import LatentSet, denoising_batch
+from kdcdiff.errors import check
+from kdcdiff.experiments import parallel, stages
+from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.estimate import Estimate, over_seeds
+from kdcdiff.models import surgery
+from kdcdiff.store import Artifact
+from kdcdiff.training.distill import distill_together
+from kdcdiff.training.losses import BKSDMLoss, DistillationLoss, KDCLoss
+
+MEASURES = {  # what is read of each student, and its unit
+    "accuracy": "class accuracy",
+    "error": "held-out denoising error",
+    "distance": "held-out squared distance to the teacher's output",
+}
+
+
+def objectives(chapter: Chapter) -> dict[str, DistillationLoss]:
+    """Objectives that part ways in one term each, the profile's weights where a weight is asked for."""
+    p = chapter.profile
+    return {
+        "task": BKSDMLoss(output=0, feature=0),  # the denoising loss alone
+        "task + output": BKSDMLoss(output=1, feature=0),
+        "task + output + feature": BKSDMLoss(output=1, feature=p.beta),
+        "task + soft": KDCLoss(alpha=1, beta=0, gamma=p.gamma, temperature=p.temperature),
+        "task + hard": KDCLoss(alpha=0, beta=0, gamma=p.gamma, temperature=p.temperature),
+        "total": KDCLoss(alpha=p.alpha, beta=p.beta, gamma=p.gamma, temperature=p.temperature),
+    }
+
+
+def grid(
+    first: str, values: Sequence[float], second: str, others: Sequence[float], base: KDCLoss
+) -> dict[str, DistillationLoss]:
+    """Equation (6) with two of its weights over a grid; names are ``first=value, second=value``."""
+    cells = [(a, b) for a in values for b in others]
+    weights: list[dict[str, Any]] = [{first: a, second: b} for a, b in cells]
+    names = [f"{first}={a:g}, {second}={b:g}" for a, b in cells]
+    return {name: replace(base, **own) for name, own in zip(names, weights, strict=True)}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """`scores` maps each of `MEASURES` to (students, seeds); `n` pictures of each were judged; `logs` are by seed."""
+
+    names: tuple[str, ...]
+    scores: dict[str, np.ndarray]
+    n: int
+    logs: tuple[list[dict[str, float]], ...]
+
+    def mean(self, measure: str, name: str) -> Estimate:
+        """A student's mean over the seeds."""
+        within = (0.0, 1.0 if measure == "accuracy" else np.inf)
+        return over_seeds(self.scores[measure][self.names.index(name)], MEASURES[measure], within)
+
+    def gain(self, measure: str, name: str, over: str) -> Estimate:
+        """How much more `name` has than `over`: the mean of the differences, seed by seed."""
+        row = self.scores[measure]
+        return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
+
+
+@torch.no_grad()
+def heldout_errors(
+    unet: UNet2DConditionModel,
+    teacher: UNet2DConditionModel,
+    latents: LatentSet,
+    scheduler: DDIMScheduler,
+    seed: int,
+    batch: int = 128,
+) -> tuple[float, float]:
+    """(mean squared error against the target, against the teacher's output) on every row of `latents`, at seeded noise
+    and timesteps: the same for whichever network is asked."""
+    generator, sums = torch.Generator().manual_seed(seed), np.zeros(2)
+    for rows in torch.arange(len(latents)).split(batch):
+        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0)
+        inputs = (data.noisy, data.timestep, data.prompt)
+        made, wanted = (net(*inputs, return_dict=False)[0] for net in (unet, teacher))
+        sums += [((made - other) ** 2).mean().item() * len(rows) for other in (data.target, wanted)]
+    error, distance = sums / len(latents)
+    return float(error), float(distance)
+
+
+def compare(
+    chapter: Chapter, candidates: Mapping[str, DistillationLoss], *, seeds: int, steps: int, images: int
+) -> Ablation:
+    """Train the profile's variant once for each candidate and seed, and measure; `images` of each base class are
+    judged, and with 0 the accuracy is NaN."""
+    check(len(candidates) > 0, "objectives", 0, "must be at least one")
+    calls: list[parallel.Call] = [
+        ((candidates, chapter.seed + k), {"steps": steps, "images": images}) for k in range(seeds)
+    ]
+    parallel.run_stages(one_seed, chapter, calls, f"{len(candidates)} students for each seed")
+    runs = [one_seed(chapter, *args, **named) for args, named in calls]
+    together = np.stack([load_file(made / "scores.safetensors")["scores"] for made in runs], axis=-1)
+    logs = tuple(json.loads((made / "log.json").read_text()) for made in runs)
+    n = images * len(stages.source(chapter).base)
+    return Ablation(tuple(candidates), dict(zip(MEASURES, together, strict=True)), n, logs)
+
+
+def one_seed(
+    chapter: Chapter, candidates: Mapping[str, DistillationLoss], seed: int, *, steps: int, images: int
+) -> Artifact:
+    """The stage of one seed of `compare`: its ``scores`` (measures, candidates) and ``log.json``."""
+    profile = chapter.profile
+    params = {
+        "candidates": {name: repr(objective) for name, objective in candidates.items()},
+        "variant": profile.variant,
+        "seed": seed,
+        "steps": steps,
+        "batch": profile.ablation_batch,
+        "lr": profile.learning_rate,
+        "images": images,
+        "sampler": [profile.sampler_steps, profile.guidance],
+    }
+
+    def make(work: Path) -> None:
+        scores, log = _train_and_read(chapter, candidates, seed, steps, images, work / "checkpoint")
+        save_file({"scores": scores}, work / "scores.safetensors")
+        (work / "log.json").write_text(json.dumps(log))
+
+    inputs = {split: stages.latents_artifact(chapter, split) for split in ("train", "test")}
+    return chapter.store.get("ablation", make, version=2, params=params, inputs=inputs)
+
+
+def _train_and_read(
+    chapter: Chapter, candidates: Mapping[str, DistillationLoss], seed: int, steps: int, images: int, folder: Path
+) -> tuple[np.ndarray, list[dict[str, float]]]:
+    """One seed: the scores (measures, candidates), and the log."""
+    profile, base = chapter.profile, stages.source(chapter).base
+    pipeline = stages.teacher(chapter)
+    teacher = pipeline.unet
+    students = {name: (surgery.shrink(teacher, profile.variant), loss) for name, loss in candidates.items()}
+    log = distill_together(
+        students,
+        teacher,
+        stages.latents(chapter).of_classes(base),
+        pipeline.scheduler,
+        steps=steps,
+        batch=profile.ablation_batch,
+        lr=profile.learning_rate,
+        warmup=steps // 10,
+        seed=seed,
+        folder=folder,
+        checkpoint_every=100,
+        log_every=max(1, steps // 10),
+        norms_every=max(2, steps // 2),
+        describe=f"{len(students)} students, seed {seed}",
+    )
+    test, classifier = stages.latents(chapter, "test").of_classes(base), stages.classifier(chapter)
+    scores = np.full((len(MEASURES), len(students)), np.nan)
+    for k, (unet, _) in enumerate(students.values()):
+        scores[1:, k] = heldout_errors(unet, teacher, test, pipeline.scheduler, seed)
+        if images:
+            pipeline.unet = unet
+            made = stages.generate(chapter, pipeline, base, images, seed=seed)
+            scores[0, k] = class_accuracy(made.images, made.labels, classifier).value
+    return scores, log

@@ -1,0 +1,167 @@
+"""A figure and how sure of it one may be: `Estimate`, and every way in which the project gives it an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from kdcdiff.errors import check
+
+DRAWS = 2000  # from a posterior, behind a credible interval
+RESAMPLES = 1000  # of a bootstrap
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval: of no width where it is exact, infinite where it is unknown.
+
+    `n` counts the samples behind it, in what the replication is over (pictures, pairs, seeds, rounds). Sums and
+    differences take two intervals as independent and combine their arms by the square-root method (Zou & Donner 2008,
+    doi:10.1002/sim.3095), which respects lopsided intervals; they keep no `n`.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int | None = None
+    unit: str = ""
+    extractor: str = ""  # what it was seen through
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    @property
+    def is_exact(self) -> bool:
+        return self.low == self.high
+
+    def __add__(self, other: Estimate | float) -> Estimate:
+        o = as_estimate(other)
+        value = self.value + o.value
+        down = math.hypot(self.value - self.low, o.value - o.low)
+        up = math.hypot(self.high - self.value, o.high - o.value)
+        return Estimate(value, value - down, value + up)
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, -self.high, -self.low)
+
+    def __sub__(self, other: Estimate | float) -> Estimate:
+        return self + (-as_estimate(other))
+
+    def __rsub__(self, other: float) -> Estimate:
+        return as_estimate(other) - self
+
+    def __mul__(self, factor: float) -> Estimate:
+        ends = sorted((self.low * factor, self.high * factor)) if factor else (0.0, 0.0)
+        return Estimate(self.value * factor, *ends)
+
+    def __truediv__(self, factor: float) -> Estimate:
+        return self * (1 / factor)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def above(self, other: Estimate | float) -> bool | None:
+        """Whether it is larger: None where the interval of the difference holds zero."""
+        d = self - other
+        if d.is_exact:
+            return d.value > 0
+        return True if d.low > 0 else False if d.high < 0 else None
+
+    def __format__(self, form: str) -> str:
+        """Value and interval in the format `form`: ``0.93 [0.90, 0.95]``; the value alone where it is exact."""
+        if not form:
+            return str(self)
+        ends = "" if self.is_exact else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.value:{form}}{ends}"
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        ends = "" if self.is_exact else f" [{self.low:.4g}, {self.high:.4g}]"
+        about = ", ".join([f"n={self.n}"] * (self.n is not None) + [self.extractor] * bool(self.extractor))
+        return f"{self.value:.4g}{unit}{ends}" + (f" ({about})" if about else "")
+
+
+def as_estimate(x: Estimate | float) -> Estimate:
+    """Return an estimate as it is, and a number as an exact one."""
+    return x if isinstance(x, Estimate) else Estimate(x, x, x)
+
+
+def around(value: float, half: float, n: int | None = None, unit: str = "", extractor: str = "") -> Estimate:
+    """An estimate with a symmetric interval of half-width `half`."""
+    return Estimate(value, value - half, value + half, n, unit, extractor)
+
+
+def proportion(hits: int, n: int, unit: str = "", extractor: str = "") -> Estimate:
+    """hits / n with Wilson's interval. UserError: hits outside 0 to n, or n below 1."""
+    check(0 <= hits <= n and n > 0, "hits", hits, f"must be between 0 and n={n}, and n at least 1")
+    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return Estimate(hits / n, float(interval.low), float(interval.high), n, unit, extractor)
+
+
+def mean_of(values: ArrayLike, *, unit: str = "", extractor: str = "") -> Estimate:
+    """The mean of values (N,) with a percentile bootstrap interval. UserError: fewer than 2, or not finite."""
+    x = np.asarray(values, dtype=np.float64)
+    check(x.ndim == 1 and len(x) >= 2, "values", x.shape, "must be at least 2 for an interval")
+    broken = x[~np.isfinite(x)]
+    check(len(broken) == 0, "values", float(broken[0]) if len(broken) else None, "must be finite")
+    batch = max(1, 10_000_000 // len(x))
+    rng = np.random.default_rng(0)
+    found = stats.bootstrap((x,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng, batch=batch)
+    low, high = found.confidence_interval
+    return Estimate(float(x.mean()), float(low), float(high), len(x), unit, extractor)
+
+
+def over_seeds(
+    values: Sequence[float] | np.ndarray, unit: str = "", within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
+    """The mean of one value for each seed, (n,), with Student's interval cut to where a mean can lie, `within`.
+
+    Of a single seed there is no interval: it is infinite, and decides nothing.
+    """
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Estimate(mean, -math.inf, math.inf, n, unit)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]), n, unit)
+
+
+def ratio(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray, unit: str = "") -> Estimate:
+    """The geometric mean of values / reference, both (n,) and above 0, with Student's interval on the logs."""
+    logs = np.log(np.asarray(values, dtype=np.float64)) - np.log(np.asarray(reference, dtype=np.float64))
+    middle = over_seeds(logs)
+    low, value, high = (float(np.exp(x)) for x in (middle.low, middle.value, middle.high))
+    return Estimate(value, low, high, len(logs), unit)
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Spearman's rho of n pairs; Fisher's interval with the standard error of Bonett & Wright (2000)."""
+    rho, n = float(stats.spearmanr(a, b).statistic), len(a)
+    half = 1.96 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    middle = np.arctanh(np.clip(rho, -0.999999, 0.999999))
+    return Estimate(rho, float(np.tanh(middle - half)), float(np.tanh(middle + half)), n, "rank correlation")
+
+
+def of_shares(shares: np.ndarray, shots: int, measure: Callable[[np.ndarray], float], unit: str = "") -> Estimate:
+    """`measure` of an array of shares of `shots` pictures each; entries that are NaN count as 0.
+
+    Each share is drawn from its posterior under Jeffreys' prior, Beta(hits + 1/2, misses + 1/2). It covers which
+    pictures were drawn from a trained model, not which model another seed would have given.
+    """
+    rng, hits = np.random.default_rng(0), np.nan_to_num(shares) * shots
+    values = [measure(rng.beta(hits + 0.5, shots - hits + 0.5)) for _ in range(DRAWS)]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(float(measure(shares)), float(low), float(high), shots, unit)
+
+
+def jackknife(leave_out: Callable[[int], Any], groups: int, shrink: float = 1.0) -> float:
+    """Half the 95 % interval of a smooth statistic from its values without each group; `shrink` scales its variance."""
+    values = np.array([float(leave_out(g)) for g in range(groups)])
+    variance = (groups - 1) / groups * float(((values - values.mean()) ** 2).sum())
+    return float(stats.t.ppf(0.975, groups - 1)) * math.sqrt(variance * shrink)

@@ -1,0 +1,172 @@
+"""A Stable-Diffusion pipeline by name, folder or hub id; and the small one that ships with the project.
+
+`flora` is a real `diffusers.StableDiffusionPipeline` of diffusers' own classes with Stable Diffusion's topology, at a
+size for two cores: 64x64 pixels, 8x down-sampling, four U-Net stages. `kdcdiff pretrain` (`kdcdiff.pretrain`) made
+its weights; they lie in `kdcdiff/assets` in fp16 with their checksums, beside the two in-domain extractors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from kdcdiff.errors import UserError
+from kdcdiff.models.shipped import ASSETS, checked_assets
+
+IMAGE_SIZE = 64
+
+AUTOENCODER: dict[str, Any] = {
+    "sample_size": IMAGE_SIZE,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 32, 48, 64),  # 8x down-sampling, as SD's
+    "layers_per_block": 1,
+    "latent_channels": 8,  # SD has 4 for 64x64 places; with 8x8 places a flower needs a little more
+    "norm_num_groups": 8,
+}
+UNET: dict[str, Any] = {  # SD's own stage types are the class's defaults
+    "sample_size": IMAGE_SIZE // 8,
+    "in_channels": AUTOENCODER["latent_channels"],
+    "out_channels": AUTOENCODER["latent_channels"],
+    "block_out_channels": (48, 64, 72, 72),
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+    "attention_head_dim": 2,  # heads, in diffusers' naming
+    "cross_attention_dim": 64,
+}
+TEXT: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 32, "projection_dim": 64,
+}  # fmt: skip
+VISION: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": 64,
+}  # fmt: skip
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,  # SD's
+    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",  # as SD-2.1's: the class is settled at high noise, where epsilon says nothing
+}  # fmt: skip
+
+
+def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
+    """A byte-level BPE tokenizer in CLIP's format, learnt from `captions`; it spells any text."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    words = sorted({word for caption in captions for word in caption.lower().split()})
+    tokenizer.train_from_iterator(words, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt]
+    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(m) for m in merges), *special]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT["max_position_embeddings"])  # type: ignore[arg-type]
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids, (N, model_max_length), padded and cut as Stable Diffusion does."""
+    tokens = tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens.input_ids
+
+
+def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    return TEXT | {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+
+
+def new_clip(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
+    """An untrained small CLIP for 64x64 images."""
+    torch.manual_seed(seed)
+    return CLIPModel(
+        CLIPConfig(
+            text_config=CLIPTextConfig(**_text_config(tokenizer)).to_dict(),
+            vision_config=CLIPVisionConfig(**VISION).to_dict(),
+            projection_dim=64,
+        )
+    )
+
+
+def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
+    """CLIP's text half as the pipeline's text encoder."""
+    encoder = CLIPTextModel(clip.config.text_config)  # type: ignore[arg-type]
+    state = {k: v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
+    names = set(encoder.state_dict())
+    encoder.load_state_dict({k if k in names else k.removeprefix("text_model."): v for k, v in state.items()})
+    return encoder.eval().requires_grad_(False)
+
+
+def new_autoencoder(seed: int) -> AutoencoderKL:
+    """An untrained autoencoder whose posteriors start narrow around spread-out means.
+
+    With diffusers' own initial values a latent's noise is twenty times its signal, and the decoder spends thousands of
+    steps on learning to ignore it.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(**AUTOENCODER)
+    channels = vae.config.latent_channels
+    with torch.no_grad():
+        vae.quant_conv.weight[:channels] *= 12.0  # means
+        vae.quant_conv.weight[channels:] *= 0.1  # log-variances
+        vae.quant_conv.bias[channels:] = -6.0
+    return vae
+
+
+def new_unet(seed: int) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(**UNET)
+
+
+def assemble(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline(
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
+    """A pipeline by name (``flora``: the shipped one), folder or hub id; float32 for the shipped one, else as found."""
+    if str(name) == "flora":
+        folder: str | Path = checked_assets(ASSETS) / "pipeline"
+    else:
+        folder = name
+        if "/" not in str(name) and not Path(name).exists():
+            raise UserError(f"pipeline={str(name)!r}: must be flora, a pipeline folder or a hub id")
+    dtype = torch.float32 if str(name) == "flora" else "auto"
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, use_safetensors=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The small CLIP that scores prompt alignment, the shipped one (all flora classes) or a folder's."""
+    folder = folder or checked_assets(ASSETS) / "clip"
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return model.eval().requires_grad_(False), CLIPTokenizer.from_pretrained(folder)

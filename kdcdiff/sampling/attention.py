@@ -1,0 +1,321 @@
+"""Where a word looks: cross-attention maps (KDC-Diff, Figure 5), and how well they cover the subject.
+
+    seen = attention.generate(pipeline, ["a photo of a red rose"], ["rose"], seed=0)
+    seen.images, seen.maps()                         # (1, 3, 64, 64) uint8, (1, 1, 64, 64)
+    maps = attention.of_images(pipeline, flora.images, flora.captions, subjects, seed=0)
+    attention.coverage(maps[:, 0], flora.masks)      # (N,): 0.5 is chance, 1 a perfect outline
+
+Each cross-attention layer keeps its own processor, whose output goes on unchanged; the softmax is worked out
+a second time beside it, for the recorder. So images are bit-identical with and without recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from scipy.stats import rankdata
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from kdcdiff.data.latents import encode
+from kdcdiff.errors import UserError, check
+from kdcdiff.sampling import generate as sampling
+
+Words = Sequence[str | Sequence[str]]  # for each prompt a word, or several; as many for each
+
+
+def token_places(tokenizer: CLIPTokenizer, prompt: str, word: str) -> list[int]:
+    """The positions, in the padded prompt, of the tokens that spell `word` (which may be several words), its
+    first time.
+
+    UserError: it does not occur, or only where the prompt is cut.
+    """
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    wanted = tokenizer(word, add_special_tokens=False).input_ids
+    for start in range(len(ids) - len(wanted) + 1):
+        if wanted and ids[start : start + len(wanted)] == wanted:
+            return list(range(start, start + len(wanted)))
+    raise UserError(
+        f"word={word!r}: must occur in the prompt {prompt!r}, among its first {tokenizer.model_max_length} tokens"
+    )
+
+
+def _token_weights(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Words) -> Tensor:
+    """(N, K, L): the mean over each word's tokens, as weights."""
+    check(
+        len(words) == len(prompts),
+        "words",
+        len(words),
+        f"must be one entry for each of the {len(prompts)} prompts",
+    )
+    listed = [[own] if isinstance(own, str) else list(own) for own in words]
+    check(
+        len({len(own) for own in listed}) == 1 and bool(listed[0]),
+        "words",
+        words,
+        "must be as many for each prompt, at least one",
+    )
+    weights = torch.zeros(len(prompts), len(listed[0]), tokenizer.model_max_length)
+    for i, (prompt, own) in enumerate(zip(prompts, listed, strict=True)):
+        for k, word in enumerate(own):
+            places = token_places(tokenizer, prompt, word)
+            weights[i, k, places] = 1 / len(places)
+    return weights
+
+
+class Recorder:
+    """Sums of the attention that N images' words get, by layer name: (N, K, h, w) at each layer's own
+    resolution.
+
+    Of a guided batch (2N) the conditioned half is read. `heads` picks heads; `calls` the U-Net calls (first,
+    last + 1).
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        aspect: float = 1.0,
+        heads: Sequence[int] | None = None,
+        calls: tuple[int, int] | None = None,
+    ) -> None:
+        self.weights, self.aspect, self.heads, self.calls = weights, aspect, heads, calls
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.call = -1
+
+    def add(self, layer: str, probabilities: Tensor) -> None:
+        """`probabilities` (N, heads, Q, L) of one layer in one call."""
+        if self.heads is not None:
+            for head in self.heads:
+                check(
+                    0 <= head < probabilities.shape[1],
+                    "heads",
+                    head,
+                    f"must be below {probabilities.shape[1]}, the heads of {layer}",
+                )
+            probabilities = probabilities[:, list(self.heads)]
+        weights = self.weights.to(probabilities.device)
+        words = torch.einsum("nql,nkl->nkq", probabilities.mean(1).float(), weights)
+        height = round((words.shape[2] * self.aspect) ** 0.5)
+        words = words.unflatten(2, (height, -1))
+        self.sums[layer] = self.sums.get(layer, torch.zeros_like(words)) + words
+        self.counts[layer] = self.counts.get(layer, 0) + 1
+
+    def maps(self, size: tuple[int, int], layers: Sequence[str] | None = None) -> Tensor:
+        """(N, K, H, W): the mean over calls and over the layers whose name starts with one of `layers`,
+        bilinearly resized.
+        """
+        names = [name for name in self.sums if layers is None or any(name.startswith(start) for start in layers)]
+        check(
+            bool(names),
+            "layers",
+            layers,
+            f"must be beginnings of {', '.join(sorted(self.sums)) or 'layers that were called'}",
+        )
+        resized = [
+            F.interpolate(self.sums[name] / self.counts[name], size, mode="bilinear", align_corners=False)
+            for name in names
+        ]
+        return torch.stack(resized).mean(0).cpu()
+
+
+class _Beside:
+    """A processor that calls the layer's own and shows the recorder the same attention."""
+
+    def __init__(self, own: Any, layer: str, recorder: Recorder) -> None:
+        self.own, self.layer, self.recorder = own, layer, recorder
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        first, last = self.recorder.calls or (0, self.recorder.call + 1)
+        if encoder_hidden_states is not None and first <= self.recorder.call < last:
+            n = len(self.recorder.weights)
+            query, key = attn.to_q(hidden_states[-n:]), attn.to_k(encoder_hidden_states[-n:])
+            scores = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
+            self.recorder.add(self.layer, scores.unflatten(0, (n, attn.heads)))
+        return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+
+
+@contextmanager
+def recording(unet: UNet2DConditionModel, recorder: Recorder) -> Iterator[Recorder]:
+    """While it lasts, `recorder` sees every cross-attention of `unet`; its processors are put back after."""
+    own = dict(unet.attn_processors)
+
+    def count(*_: Any) -> None:
+        recorder.call += 1
+
+    handle = unet.register_forward_pre_hook(count)
+    cross = {name for name in own if name.removesuffix(".processor").endswith("attn2")}
+    unet.set_attn_processor(
+        {name: _Beside(p, name.removesuffix(".processor"), recorder) if name in cross else p for name, p in own.items()}
+    )
+    try:
+        yield recorder
+    finally:
+        handle.remove()
+        unet.set_attn_processor(own)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Generated images (N, 3, H, W) uint8 and what was recorded on the way."""
+
+    images: Tensor
+    recorders: tuple[Recorder, ...]
+
+    def maps(self, layers: Sequence[str] | None = None) -> Tensor:
+        """(N, K, H, W) at image size; see `Recorder.maps`."""
+        height, width = self.images.shape[-2:]
+        return torch.cat([recorder.maps((height, width), layers) for recorder in self.recorders])
+
+
+@torch.inference_mode()
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    words: Words,
+    *,
+    seed: int,
+    steps: int = 25,
+    guidance: float = 5.0,
+    batch_size: int = 50,
+    scheduler: str | None = None,
+    negative_prompt: str | None = None,
+    heads: Sequence[int] | None = None,
+    calls: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Seen:
+    """`sampling.generate`, the very same images, with the attention of each prompt's words recorded."""
+    weights = _token_weights(pipeline.tokenizer, prompts, words)
+    size = pipeline.unet.config.sample_size
+    aspect = 1.0 if isinstance(size, int) else size[0] / size[1]
+    sampling.check_settings(prompts, seed, steps, guidance, batch_size, pipeline.scheduler.config.num_train_timesteps)
+    recorders, images = [], []
+    for rows in sampling.split(len(prompts), batch_size):
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect, heads, calls)) as recorder:
+            for _, made, _ in sampling.stream(
+                pipeline,
+                prompts,
+                [rows],
+                seed=seed,
+                steps=steps,
+                guidance=guidance,
+                scheduler=scheduler,
+                negative_prompt=negative_prompt,
+                progress=progress,
+            ):
+                images.append(made)
+        recorders.append(recorder)
+    return Seen(torch.cat(images), tuple(recorders))
+
+
+@torch.inference_mode()
+def of_images(
+    pipeline: StableDiffusionPipeline,
+    images: Tensor,
+    prompts: Sequence[str],
+    words: Words,
+    *,
+    seed: int,
+    levels: Sequence[float] = (0.3, 0.5, 0.7),
+    layers: Sequence[str] | None = None,
+    heads: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """The words' maps (N, K, H, W) while the U-Net denoises given images (N, 3, H, W) uint8 under their
+    captions.
+
+    Each image is noised to each of `levels` (a share of the training timesteps) with noise of its own; one
+    call each. This is how a map meets a true mask: generated images have none.
+    """
+    check(
+        len(images) == len(prompts) > 0,
+        "prompts",
+        len(prompts),
+        f"must be one for each of the {len(images)} images",
+    )
+    for level in levels:
+        check(0 <= level < 1, "levels", level, "must be at least 0 and below 1")
+    weights = _token_weights(pipeline.tokenizer, prompts, words)
+    scheduler, device, height, width = pipeline.scheduler, pipeline._execution_device, *images.shape[-2:]
+    found = []
+    for start in range(0, len(images), batch_size):
+        rows = range(start, min(start + batch_size, len(images)))
+        clean = encode(pipeline.vae, images[rows.start : rows.stop])[0].to(device)
+        embedded = pipeline.encode_prompt([prompts[i] for i in rows], device, 1, do_classifier_free_guidance=False)[0]
+        generators = [sampling.image_generator(seed, i) for i in rows]
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], height / width, heads)) as recorder:
+            for level in levels:
+                noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]).to(clean)
+                t = torch.full((len(clean),), int(level * scheduler.config.num_train_timesteps), device=device)
+                pipeline.unet(scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=embedded)
+        found.append(recorder.maps((height, width), layers))
+    return torch.cat(found)
+
+
+# --- numbers and pictures -----------------------------------------------------------------------------------
+
+
+def coverage(maps: Tensor, masks: Tensor) -> Tensor:
+    """How well maps (N, H, W) cover subjects, masks (N, H, W) bool or uint8 (255: subject): (N,) in [0, 1].
+
+    The area under the ROC curve: the chance that a pixel of the subject has more of the word's attention than
+    one of the background. 0.5 is no relation; free of scale and of threshold. UserError: a mask that is empty
+    or full.
+    """
+    check(
+        maps.shape == masks.shape and maps.dim() == 3,
+        "masks",
+        tuple(masks.shape),
+        f"must have the maps' shape (N, H, W), {tuple(maps.shape)}",
+    )
+    subject = (masks if masks.dtype == torch.bool else masks > 127).flatten(1).numpy()
+    inside = subject.sum(1)
+    outside = subject.shape[1] - inside
+    for i in np.flatnonzero((inside == 0) | (outside == 0)):
+        raise UserError(f"masks={int(i)!r}: this image's mask must have both subject and background")
+    ranks = rankdata(maps.flatten(1).numpy(), axis=1)  # ties share their mean rank
+    return torch.from_numpy(((ranks * subject).sum(1) - inside * (inside + 1) / 2) / (inside * outside))
+
+
+def overlap(maps: Tensor, masks: Tensor) -> Tensor:
+    """Intersection over union, (N,), of the mask and as many of the map's brightest pixels as the mask
+    has.
+    """
+    subject = masks if masks.dtype == torch.bool else masks > 127
+    scores = []
+    for own, mask in zip(maps.flatten(1), subject.flatten(1), strict=True):
+        brightest = torch.zeros_like(mask)
+        brightest[own.argsort(descending=True, stable=True)[: int(mask.sum())]] = True
+        scores.append((brightest & mask).sum() / (brightest | mask).sum().clamp(min=1))
+    return torch.stack(scores)
+
+
+def grayscale(maps: Tensor) -> Tensor:
+    """Each map (..., H, W) stretched to its own range: uint8, black the least and white the most attended."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return ((maps - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+
+
+def overlay(images: Tensor, maps: Tensor, strength: float = 0.6, colours: str = "inferno") -> Tensor:
+    """Images (N, 3, H, W) uint8 under their maps (N, H, W) in matplotlib's `colours`: (N, 3, H, W) uint8."""
+    check(0 <= strength <= 1, "strength", strength, "must be between 0 and 1")
+    check(colours in matplotlib.colormaps, "colours", colours, "must be a matplotlib colour map")
+    heat = matplotlib.colormaps[colours](grayscale(maps).numpy())[..., :3]  # (N, H, W, 3) in [0, 1]
+    tint = torch.from_numpy(heat).permute(0, 3, 1, 2) * 255
+    return ((1 - strength) * images + strength * tint).round().to(torch.uint8)

@@ -1,0 +1,112 @@
+"""Snapshots of unfinished training, so that a killed run goes on: weights, optimizer moments, averages, scaler.
+
+A snapshot is one safetensors file and holds no RNG state: all randomness of a step follows from the seed and the step's
+number. It appears by a rename, so there is never half of one; the newest few are kept.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class EMA:
+    """Exponential moving average of a module's parameters, with the usual ramp: min(decay, (1 + t) / (10 + t))."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = dict(module.named_parameters())
+        self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
+
+    def to(self, device: torch.device) -> None:
+        self.shadow = {name: shadow.to(device) for name, shadow in self.shadow.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.live.values()), weight)
+
+    @torch.no_grad()
+    def copy_to_module(self) -> None:
+        for name, parameter in self.live.items():
+            parameter.copy_(self.shadow[name])
+
+
+def training_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, scaler: Any = None
+) -> dict[str, Tensor]:
+    """Everything that a run must remember, as flat tensors: what `restore` reads. `scaler` is that of fp16."""
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
+    if ema is not None:
+        state |= {f"ema.{k}": v for k, v in ema.shadow.items()}
+    if scaler is not None:
+        state |= {f"scaler.{k}": torch.tensor(v, dtype=torch.float64) for k, v in scaler.state_dict().items()}
+    return {k: v.detach().contiguous() for k, v in state.items()}
+
+
+def restore(
+    state: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    scaler: Any = None,
+) -> None:
+    """Put a run back where `state_of` found it."""
+    model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            like = parameters[int(index)]
+            # fused AdamW walks raw memory: a moment must lie in its parameter's layout, channels-last or not
+            laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+            slots.setdefault(int(index), {})[name] = laid_out
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    if ema is not None:
+        for name, shadow in ema.shadow.items():
+            shadow.copy_(state[f"ema.{name}"])
+    if scaler is not None:
+        words = {k[7:]: v.item() for k, v in state.items() if k.startswith("scaler.")}
+        scaler.load_state_dict(words | {"growth_interval": int(words["growth_interval"])})
+
+
+class CheckpointFolder:
+    """A folder of the newest `keep` snapshots; `folder` None keeps nothing."""
+
+    def __init__(self, folder: Path | None, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    @property
+    def newest(self) -> Path | None:
+        return max(self.folder.glob("step-*.safetensors"), default=None) if self.folder else None
+
+    def save(self, step: int, state: dict[str, Tensor], log_bytes: int) -> None:
+        """Write `step`'s snapshot beside the others, make it the newest by a rename, then drop the oldest."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"step-{step:07d}.safetensors"
+        partial = target.with_suffix(".partial")
+        save_file(state, partial, metadata={"step": str(step), "log_bytes": str(log_bytes)})
+        with open(partial, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, target)
+        for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.keep]:
+            old.unlink()
+
+    def load(self) -> tuple[int, int, dict[str, Tensor]] | None:
+        """(steps done, bytes of the log at that time, state) of the newest snapshot, or None."""
+        newest = self.newest
+        if newest is None:
+            return None
+        with safe_open(newest, "pt") as f:
+            words = {k: int(v) for k, v in f.metadata().items()}
+        return words["step"], words["log_bytes"], load_file(newest)

@@ -1,0 +1,294 @@
+"""How each part of a Stable Diffusion pipeline is trained: CLIP, autoencoder, U-Net; and the classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from kdcdiff.data.image_set import ImageSet
+from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode_set, to_signed
+from kdcdiff.models.classifier import Classifier
+from kdcdiff.models.pipeline import new_clip, tokenize
+from kdcdiff.training.loop import fit
+
+KL_WEIGHT, PERCEPTUAL_WEIGHT = 1e-5, 0.5  # of the autoencoder's loss
+
+# --- CLIP ----------------------------------------------------------------------------------------------------
+
+
+def train_clip(
+    images: ImageSet,
+    tokenizer: CLIPTokenizer,
+    steps: int,
+    batch: int,
+    seed: int,
+    folder: Path | None,
+    describe: str,
+) -> CLIPModel:
+    """Contrastive training; pictures of one caption are positives of each other."""
+    model = new_clip(tokenizer, seed)
+    unique = sorted(set(images.captions))
+    tokens = tokenize(tokenizer, unique)
+    caption_ids = torch.tensor([unique.index(c) for c in images.captions])
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = draw_rows(batch, len(images), generator)
+        return {"pixels": to_signed(images.images[rows]), "captions": caption_ids[rows]}
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model(input_ids=tokens.to(data["pixels"].device)[data["captions"]], pixel_values=data["pixels"])
+        same = (data["captions"][:, None] == data["captions"][None, :]).float()
+        target = same / same.sum(1, keepdim=True)
+        logits = out.logits_per_image
+        value = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return value, {}
+
+    fit(
+        model,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=1e-3,
+        seed=seed,
+        warmup=100,
+        folder=folder,
+        checkpoint_every=200,
+        describe=describe,
+    )
+    return model
+
+
+# --- autoencoder ---------------------------------------------------------------------------------------------
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 and L2 on pixels, and L1 on their differences to the right and below, so that thin veins and edges count."""
+
+    def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+    sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(target), strict=True))
+    return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * sharp
+
+
+def perceptual_distance(eye: Classifier, output: Tensor, target: Tensor) -> Tensor:
+    """LPIPS's form (Zhang et al. 2018): squared distance of unit features, summed over stages. Signed images."""
+    with torch.no_grad():
+        wanted = eye.maps((target + 1) / 2)
+    pairs = zip(eye.maps((output + 1) / 2), wanted, strict=True)
+    return torch.stack([(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]).sum()
+
+
+def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Flips, and exposure on a third of the batch: (N, 3, H, W) in [-1, 1]."""
+    flip = torch.rand(len(pixels), generator=generator) < 0.5
+    pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+    exposure = 0.6 + 0.6 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    exposure[len(pixels) // 3 :] = 1
+    return ((pixels + 1) * exposure - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def train_autoencoder(
+    vae: AutoencoderKL,
+    images: Tensor,
+    eye: Classifier,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    folder: Path | None,
+    kl_weight: float = KL_WEIGHT,
+    perceptual_weight: float = PERCEPTUAL_WEIGHT,
+    describe: str = "autoencoder",
+) -> None:
+    """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
+    vae.to(memory_format=torch.channels_last)
+
+    class Reconstruct(nn.Module):
+        """Encode, sample, decode as one call, so that a wrapper sees it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = self.vae.encode(pixels).latent_dist
+            kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+            return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pixels = vary(to_signed(images[draw_rows(batch, len(images), generator)]), generator)
+        side = pixels.shape[-1] // 8
+        return {
+            "pixels": pixels,
+            "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator),
+        }
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        output, kl = model(data["pixels"], data["noise"])
+        reconstruction = reconstruction_loss(output, data["pixels"])
+        perceptual = perceptual_distance(eye.to(output.device), output, data["pixels"])
+        terms = {
+            "reconstruction": reconstruction.detach(),
+            "perceptual": perceptual.detach(),
+            "kl": kl.detach(),
+        }
+        return reconstruction + perceptual_weight * perceptual + kl_weight * kl, terms
+
+    fit(
+        Reconstruct(),
+        loss,
+        batch_of,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        warmup=100,
+        folder=folder,
+        checkpoint_every=200,
+        describe=describe,
+        weight_decay=0.0,
+    )
+    with torch.no_grad():
+        sample = images[:: max(1, len(images) // 512)]
+        deviation = torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]).std()
+    vae.register_to_config(scaling_factor=round(1 / deviation.item(), 4))
+
+
+# --- U-Net ---------------------------------------------------------------------------------------------------
+
+
+def train_unet(
+    pipeline: StableDiffusionPipeline,
+    latents: LatentSet,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    dropout: float,
+    ema: float,
+    seed: int,
+    folder: Path | None,
+    describe: str = "unet",
+) -> None:
+    """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place."""
+    unet = pipeline.unet.to(memory_format=torch.channels_last)
+
+    def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
+        return denoising_batch(
+            latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout
+        )
+
+    def loss(model: nn.Module, data: DenoisingBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
+
+    fit(
+        unet,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        warmup=min(300, steps // 10),
+        ema=ema,
+        folder=folder,
+        checkpoint_every=250,
+        describe=describe,
+    )
+
+
+# --- classifier ----------------------------------------------------------------------------------------------
+
+
+def train_classifier(
+    images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier"
+) -> Classifier:
+    """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
+
+    Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
+    finest line: a judge of generated pictures must not mistake softness for another class.
+    """
+    torch.manual_seed(seed)
+    model = Classifier(images.classes)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = draw_rows(batch, len(images), generator)
+        pixels = images.images[rows].float() / 255
+        flip = torch.rand(batch, generator=generator) < 0.5
+        pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
+        dx, dy = (torch.randint(-5, 6, (2,), generator=generator)).tolist()
+        pixels = F.pad(pixels, (5, 5, 5, 5), mode="replicate")[:, :, 5 + dy : 69 + dy, 5 + dx : 69 + dx]
+        pixels = pixels * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
+        side = int(torch.randint(pixels.shape[-1] // 4, pixels.shape[-1] * 3 // 4, (1,), generator=generator))
+        soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
+        pixels[::2] = F.interpolate(soft, pixels.shape[-2:], mode="bicubic")
+        return {
+            "pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last),
+            "labels": images.labels[rows],
+        }
+
+    def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return F.cross_entropy(model(data["pixels"]), data["labels"], label_smoothing=0.05), {}
+
+    fit(
+        model,
+        loss,
+        batch_of,
+        steps=steps,
+        lr=2e-3,
+        seed=seed,
+        warmup=100,
+        weight_decay=0.05,
+        folder=folder,
+        checkpoint_every=250,
+        describe=describe,
+    )
+    return model.requires_grad_(False)
+
+
+# --- a teacher for other pictures ----------------------------------------------------------------------------
+
+
+def fine_tune(
+    pipeline: StableDiffusionPipeline,
+    images: ImageSet,
+    *,
+    eye_steps: int,
+    autoencoder_steps: int,
+    unet_steps: int,
+    batch: int,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Fit the pipeline to other pictures, in place: first its autoencoder, then its U-Net on the new latents."""
+    if autoencoder_steps:
+        eye = train_classifier(images, eye_steps, 64, seed, folder / "eye", "eye")
+        train_autoencoder(
+            pipeline.vae,
+            images.images,
+            eye,
+            steps=autoencoder_steps,
+            batch=16,
+            lr=1e-3,
+            seed=seed,
+            folder=folder / "autoencoder",
+        )
+    latents = encode_set(pipeline, images)
+    train_unet(
+        pipeline,
+        latents,
+        steps=unet_steps,
+        batch=batch,
+        lr=5e-4,
+        dropout=0.1,
+        ema=0.99,
+        seed=seed,
+        folder=folder / "unet",
+        describe="teacher",
+    )

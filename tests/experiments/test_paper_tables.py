@@ -1,0 +1,167 @@
+"""The papers' tables in small: which rows there are, that styles change the look and no more, what a row's model is."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms.functional import to_pil_image
+
+from kdcdiff.claims import tables
+from kdcdiff.data import flora, sources, styles
+from kdcdiff.errors import UserError
+from kdcdiff.experiments import paper_models, paper_tables, stages
+from kdcdiff.metrics.estimate import Estimate
+from kdcdiff.models.pipeline import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return sources.load_flora("train", flora.BASE[:4], 2, 0)
+
+
+@pytest.mark.parametrize("role", styles.STYLES)
+def test_a_style_keeps_what_is_drawn_and_its_words(role, pictures):
+    redrawn = styles.styled(pictures, role)
+    assert redrawn.images.shape == pictures.images.shape and redrawn.images.dtype == torch.uint8
+    assert redrawn.captions == pictures.captions and torch.equal(redrawn.labels, pictures.labels)
+    same = torch.equal(redrawn.images, pictures.images)
+    assert same == (role == "realistic-vision-v51"), "only the photograph is left as it is"
+    grey = [set_.images.float().mean(1).flatten(1).numpy() for set_ in (redrawn, pictures)]
+    likeness = np.corrcoef(*grey)[: len(pictures), len(pictures) :]
+    others = likeness[~np.eye(len(pictures), dtype=bool)]
+    assert likeness.diagonal().mean() > others.mean() + 0.3, "the subject is where it was"
+
+
+def test_an_unknown_role_is_named(pictures):
+    with pytest.raises(UserError, match="role='manga'.*realistic-vision-v51, anything-v5, anything-midjourney"):
+        styles.styled(pictures, "manga")
+
+
+def test_the_rows_are_the_papers_and_every_pair(opened):
+    lines = {row.name: row for row in paper_tables.rows(opened())}
+    pairs = {(row.teacher, row.student) for row in lines.values() if row.kind == "pair"}
+    assert {(a, b) for a in styles.STYLES for b in styles.STYLES} <= pairs and len(pairs) == 10
+    assert [n for n, row in lines.items() if row.kind in ("variant", "proposed")] == [
+        "kdc-diff-x", "kdc-diff-cl", "kdc-diff-y", "kdc-diff",
+    ]  # fmt: skip
+    assert lines["kdc-diff"].teacher == lines["kdc-diff-cl"].teacher == "realistic-vision-v51"
+    for name, row in lines.items():
+        for subject, printed in row.printed.items():
+            for metric, column in (("FID", "fid"), ("KID", "kid"), ("CLIP", "clip"), ("perceptual", "lpips")):
+                assert printed[metric] == tables.cell(f"kdc-diff-1/{subject}/{name}/{column}").value
+    unprinted = {name for name, row in lines.items() if "flowers" not in row.printed and row.kind != "student"}
+    assert unprinted == {"realistic>realistic", "anything-v5>realistic", "anything-v5>anything-v5",
+                         "anything-v5>midjourney"}  # fmt: skip
+    assert {name for name, row in lines.items() if "butterflies" in row.printed} == {
+        "sd-1-5", *styles.STYLES, "kdc-diff",
+    }  # fmt: skip
+    assert [n for n, row in lines.items() if row.kind == "student"] == stages.students(opened())
+
+
+def test_each_of_the_papers_data_sets_has_its_classes(opened, tmp_path, pictures):
+    found = paper_tables.subjects(opened())
+    assert sorted(found["flowers"] + found["butterflies"]) == sorted(flora.BASE)
+    assert "sunflower" in found["flowers"] and "monarch" in found["butterflies"]
+    for split in ("train", "test"):
+        for name in "abcd":
+            folder = tmp_path / "own" / split / name
+            folder.mkdir(parents=True)
+            for k in range(8):
+                to_pil_image(pictures.images[k]).save(folder / f"{k}.png")
+    own = str(tmp_path / "own")
+    assert paper_tables.subjects(opened(dataset=own, classes=4)) == {"flowers": list("abc")}
+    assert list(paper_tables.subjects(opened(dataset=own, classes=4, table_subject="butterflies"))) == ["butterflies"]
+    with pytest.raises(UserError, match="table_subject='moths'.*flowers, butterflies"):
+        opened(dataset=own, table_subject="moths")
+
+
+def test_at_paper_scale_every_baseline_that_can_be_had_has_its_row(opened):
+    names = {row.name for row in paper_tables.rows(opened(style_steps=0)) if row.kind == "baseline"}
+    assert len(names) == 9 and "hassaku-v13" not in names and "sd-2" in names
+
+
+def test_models_of_others_take_the_roles_where_there_are_no_stand_ins(opened, tmp_path, monkeypatch):
+    found = {"stable-diffusion-v1-5": 0.0, "realistic-vision-v51": 0.02, "anything-v5": 0.04}
+    for label, noise in found.items():
+        pipeline = load_pipeline()
+        torch.manual_seed(0)
+        for weight in pipeline.unet.parameters():
+            weight.data += noise * torch.randn_like(weight)
+        pipeline.save_pretrained(tmp_path / label, safe_serialization=True)
+    named = paper_models.named
+    monkeypatch.setattr(
+        paper_models, "named", lambda label: replace(named(label), hub=str(tmp_path / label) * (label in found), now="")
+    )
+    book = opened(style_steps=0)
+    lines = {row.name: row for row in paper_tables.rows(book)}
+    assert [n for n, row in lines.items() if row.kind == "baseline"] == [
+        "sd-1-5",
+        "anything-v5",
+        "realistic-vision-v51",
+    ]
+    assert "kdc-diff-y" in lines and "kdc-diff-x" not in lines, "its teacher cannot be had"
+    names = ["sd-1-5", "realistic-vision-v51", "realistic>sd-1-5", "kdc-diff"]
+    made = {name: paper_tables.drawn(book, lines[name], 0) for name in names}
+    assert "stand-in" not in opened.built, "nothing is fine-tuned"
+    for a, b in zip(names, names[1:], strict=False):
+        assert not torch.equal(made[a].images, made[b].images)
+
+
+def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
+    book = opened()
+    lines = {row.name: row for row in paper_tables.rows(book)}
+    names = ["realistic-vision-v51", "realistic>anything-v5", "kdc-diff", "kdc-diff-cl", "bk-sdm-base"]
+    first = {name: paper_tables.drawn(book, lines[name], 0) for name in names}
+    count = book.profile.table_images * len(stages.source(book).base)
+    assert all(len(images) == count for images in first.values())
+    built = dict(opened.built)
+    again = {name: paper_tables.drawn(book, lines[name], 0) for name in [*names, "realistic>midjourney"]}
+    assert dict(opened.built) == built, "made once; the pairs of one teacher come together"
+    assert all(torch.equal(first[name].images, again[name].images) for name in names)
+    assert not torch.equal(first["kdc-diff"].images, first["kdc-diff-cl"].images), "the memory changes the model"
+    measured = paper_tables.measure(book, [lines["realistic-vision-v51"]])
+    assert list(measured) == ["flowers", "butterflies"]
+    for figures in (table["realistic-vision-v51"] for table in measured.values()):
+        assert set(figures) == set(paper_tables.METRICS) and all(
+            e.n == book.profile.table_seeds for e in figures.values()
+        )
+    assert measured["flowers"] != measured["butterflies"], "each on its own pictures"
+
+
+def test_agreement_is_spearmans_over_the_printed_rows_alone():
+    def row(name, printed):
+        return paper_tables.Row(name, "baseline", "", "", {"flowers": {"FID": printed}} if printed else {})
+
+    def figure(value):
+        return {"FID": Estimate(value, value, value, 3, "")}
+
+    printed, ours = [3.0, 1.0, 2.0, 5.0, 4.0], [30.0, 12.0, 11.0, 44.0, 50.0]
+    lines = [row(str(k), p) for k, p in enumerate(printed)] + [row("unprinted", None)]
+    figures = {"flowers": {str(k): figure(v) for k, v in enumerate(ours)} | {"unprinted": figure(0.0)}}
+    found = paper_tables.agreement(lines, figures, "flowers", "FID")
+    assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
+    assert found.low < found.value < found.high <= 1
+
+
+def test_the_page_on_photographs_prints_what_was_recorded():
+    book = Path(__file__).resolve().parents[2] / "book"
+    recorded = json.loads((book / "results" / "butterflies.json").read_text())["results"]
+    page = (book / "photographs.md").read_text()
+    lines = [line.split("|")[1:7] for line in page.splitlines() if line.startswith("| `")]
+    assert len(lines) == 21
+    for name, *cells in lines:
+        key = f"tables.butterflies.{name.strip(' `').replace('>', '-to-')}"
+        for metric, cell in zip(("class_accuracy", "fid", "kid", "clip", "perceptual"), cells, strict=True):
+            figure, value = recorded[f"{key}.{metric}"], cell.split("±")[0].strip()
+            assert f"{figure['value']:.{len(value.split('.')[1])}f}" == value and figure["n"] == 3
+    runs = [[cell.strip() for cell in line.split("|")[1:6]] for line in page.splitlines() if line.count("|") == 6]
+    methods = [cells for cells in runs if f"continual.{cells[0]}.average_accuracy" in recorded]
+    assert len(methods) == 8
+    for name, _, *cells in methods:
+        for figure, cell in zip(("average_accuracy", "forgetting", "first_class_accuracy"), cells, strict=True):
+            key = f"continual.{name}.{figure}"
+            assert cell.split(" ")[0] == (f"{recorded[key]['value']:.2f}" if key in recorded else "")

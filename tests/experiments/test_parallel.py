@@ -1,0 +1,91 @@
+"""Stages made side by side are the stages that one process makes; whatever goes wrong in one is told."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from kdcdiff.book.results import Results
+from kdcdiff.errors import UserError
+from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments.continual import class_by_class
+from kdcdiff.store import Store
+
+
+@pytest.fixture
+def one_thread():
+    """As a worker has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_what_is_made_ahead_is_found_and_is_the_same(opened, one_thread, tmp_path):
+    book = opened(processes=2, continual_classes=2, continual_steps=2)
+    stages.student(book, book.profile.variant)
+    calls = [(("naive",), {"run": k}) for k in range(2)]
+    parallel.run_stages(class_by_class, book, calls)
+    made = [row for row in Results(book.results.path).stages() if row["stage"] == "class-by-class"]
+    assert len(made) == 2 and all(row["built_in"] == book.name for row in made), "the cost table knows of them"
+    before = dict(opened.built)
+    ahead = [class_by_class(book, "naive", run=k) for k in range(2)]
+    assert dict(opened.built) == before, "nothing is made again"
+    alone = class_by_class(dataclasses.replace(book, store=Store(tmp_path / "other")), "naive")
+    assert torch.equal(ahead[0].images, alone.images), "wherever it is made"
+
+
+def test_the_first_error_ends_the_call_with_its_line(opened):
+    book = opened(processes=2)
+    stages.student(book, book.profile.variant)
+    with pytest.raises(UserError, match="method='(dragon|wyvern)'"):
+        parallel.run_stages(class_by_class, book, [(("dragon",), {}), (("wyvern",), {"run": 1})])
+
+
+def test_on_a_gpu_nothing_is_made_ahead(opened):
+    book = opened(processes=2)
+    parallel.run_stages(stages.images, dataclasses.replace(book, device="cuda"), [(("train",), {}), (("test",), {})])
+    assert not book.store.costs()
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_parallel import wait_beside
+from kdcdiff.book.chapter import open_chapter
+from kdcdiff.experiments import parallel
+if __name__ == "__main__":
+    where = dict(profile="smoke", dataset="flora", seed=0, artifacts=sys.argv[1] + "/artifacts")
+    book = open_chapter("t", processes=2, **where)
+    parallel.run_stages(wait_beside, book, [((sys.argv[1], k), {}) for k in range(2)])
+"""
+
+
+def wait_beside(chapter, folder, number):
+    Path(folder, f"{number}.pid").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def test_workers_go_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), str(Path(__file__).parent)]
+    environment = os.environ | {"KDCDIFF_RESULTS": str(tmp_path / "results.json")}
+    parent = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    notes = [tmp_path / f"{k}.pid" for k in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(note.exists() and note.read_text() for note in notes):
+        assert parent.poll() is None and time.monotonic() < deadline, "both workers begin"
+        time.sleep(0.1)
+    workers_ = [psutil.Process(int(note.read_text())) for note in notes]
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(workers_, timeout=30)
+    assert not alive

@@ -1,0 +1,142 @@
+"""Profiles, and how a chapter opens: everything is checked before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from kdcdiff.book.chapter import open_chapter
+from kdcdiff.book.results import Results
+from kdcdiff.errors import UserError
+from kdcdiff.experiments import profiles
+from kdcdiff.experiments.run import checked_dataset
+
+
+def test_profiles_differ_only_in_sizes():
+    assert set(profiles.PROFILES) == {"smoke", "mini", "paper"}
+    for name, profile in profiles.PROFILES.items():
+        assert profile.name == name
+        for field in profiles.allowed():  # the values that ship pass their own checks
+            value = getattr(profile, field)
+            assert value is None or profiles.checked(field, value) == value
+
+
+def test_a_profile_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profiles.get("mini").alpha = 2.0
+
+
+def test_overrides_are_typed_and_none_keeps_the_profiles_value():
+    sizes = profiles.get("smoke", temperature=2, distill_steps=7, beta=None)
+    assert (sizes.temperature, sizes.distill_steps, sizes.beta) == (2.0, 7, profiles.PROFILES["smoke"].beta)
+    assert type(sizes.temperature) is float
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"alhpa": 1.0}, "alhpa=1.0: no such parameter; .*alpha"),
+        ({"name": "mine"}, "no such parameter"),
+        ({"alpha": -1.0}, "alpha=-1.0: must be a number, at least 0"),
+        ({"alpha": float("nan")}, "alpha=nan: must be a number"),
+        ({"alpha": "much"}, "alpha='much'"),
+        ({"distill_steps": 1.5}, "distill_steps=1.5: must be a whole number, at least 1"),
+        ({"distill_steps": True}, "distill_steps=True"),
+        ({"distill_steps": 0}, "at least 1"),
+        ({"sampler_steps": 1001}, "at least 1, at most 1000"),
+        ({"variant": ""}, "variant=''"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_what_is_allowed(overrides, words):
+    with pytest.raises(UserError, match=words) as caught:
+        profiles.get("mini", **overrides)
+    assert "\n" not in str(caught.value)
+
+
+GOOD = {"name": "03-x", "profile": "smoke", "dataset": "flora", "seed": 3}
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"profile": "huge"}, "profile='huge': must be one of smoke, mini, paper"),
+        (
+            {"dataset": "flowers"},
+            "dataset='flowers': must be flora, oxford-102, or the path of an existing image folder",
+        ),
+        ({"dataset": ""}, "dataset=''"),
+        ({"seed": -1}, "seed=-1: must be a whole number"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"seed": True}, "seed=True"),
+        ({"tempreature": 3.0}, "tempreature=3.0: no such parameter"),
+        ({"temperature": 0.0}, "temperature=0.0: must be a number, at least 0.01"),
+    ],
+)
+def test_a_wrong_parameter_stops_before_any_work(tmp_path, monkeypatch, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        open_chapter(**(GOOD | {"artifacts": tmp_path / "store"} | wrong))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_open_chapter_records_and_says_its_tier(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    opened = open_chapter(**GOOD, artifacts=tmp_path / "store", temperature=2)
+    assert "profile smoke, data set flora, seed 3, on" in capsys.readouterr().out
+    assert opened.profile.temperature == 2.0 and opened.own == {"temperature": 2.0}
+    opened.record("a.b", 0.5, unit="dB", interval=(0.4, 0.6), n=9)
+    found = Results.load(tmp_path / "_build" / "results.json")["a.b"]
+    assert (found.profile, found.dataset, found.seed, found.unit, found.n) == ("smoke", "flora", 3, "dB", 9)
+    assert opened.figures["a.b"] == found
+
+
+def test_an_image_folder_is_a_data_set(tmp_path):
+    folder = tmp_path / "moths"
+    folder.mkdir()
+    with pytest.raises(UserError, match="the folder is empty"):
+        checked_dataset(str(folder))
+    (folder / "atlas").mkdir()
+    assert checked_dataset(str(folder)) == str(folder)
+
+
+def test_settings_from_outside_replace_the_notebooks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDCDIFF_PROFILE", "smoke")
+    monkeypatch.setenv("KDCDIFF_ARTIFACTS", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "r.json"))
+    opened = open_chapter(**(GOOD | {"profile": "mini"}), artifacts=tmp_path / "store")
+    opened.record("a", 1)
+    assert opened.profile.name == "smoke" and opened.store.root == tmp_path / "elsewhere"
+    assert (tmp_path / "r.json").exists() and not (tmp_path / "store").exists()
+
+
+# torchvision beside a torch of another build, whichever library comes first
+
+
+@pytest.mark.parametrize("first", ["torchvision", "lpips", "torch, torchmetrics.image.fid"])
+def test_torchvision_can_be_imported_first_in_a_fresh_process(first):
+    code = f"import {first}\nimport torchvision, torch\nprint(torch.ops.torchvision.nms)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nms" in done.stdout
+
+
+def test_waiting_for_torchvision_imports_nothing():
+    code = "import sys, importlib.util as u, kdcdiff; u.find_spec('torchvision'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_where_the_operators_exist_nothing_is_declared():
+    code = """
+import torch
+library = torch.library.Library("torchvision", "DEF")
+library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from kdcdiff import _torchvision
+print(_torchvision.declare_missing([]), _torchvision._declared)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False []\n", done.stderr

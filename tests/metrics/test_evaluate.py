@@ -1,0 +1,146 @@
+"""Folders against folders: reading, the command line's figures, and its one clear line for bad input."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import kdcdiff  # noqa: F401  (first: it repairs torchvision)
+from kdcdiff import cli
+from kdcdiff.errors import UserError
+from kdcdiff.metrics import evaluate, extractors, fid_kid, similarity
+from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.evaluate import ImageFolder
+from kdcdiff.models import pipeline as pipelines
+from kdcdiff.models.classifier import Classifier
+from kdcdiff.models.pipeline import new_clip, train_tokenizer
+from kdcdiff.sampling.folder import _rewrite, write
+
+CLASSES = ("rose", "tulip")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    return Classifier(CLASSES, width=8).eval()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    tokenizer = train_tokenizer(["a photo of a rose", "a blue tulip"], size=560)
+    return new_clip(tokenizer, seed=0).eval(), tokenizer
+
+
+def draw(n, seed, low=0, high=256):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(low, high, (n, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    return F.interpolate(coarse.float(), size=64, mode="bilinear").to(torch.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Generated images with their table, and real ones in class folders."""
+    names = [CLASSES[i % 2] for i in range(30)]
+    prompts = [f"a photo of a {name}" for name in names]
+    write(draw(30, 0), tmp_path / "made", prompts=prompts, seeds=0, classes=names, scheduler="DDIM")
+    for i, image in enumerate(draw(25, 1, 40, 220)):
+        path = tmp_path / "real" / CLASSES[i % 2] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return tmp_path / "made", tmp_path / "real"
+
+
+def test_a_folder_reads_back_in_order_whatever_the_batch(folders):
+    whole = torch.cat(list(ImageFolder(folders[0])))
+    assert len(ImageFolder(folders[0])) == 30
+    written = draw(30, 0)
+    assert torch.equal(whole, torch.cat([written[0::2], written[1::2]]))  # rose/..., then tulip/...
+    small = list(ImageFolder(folders[0], batch_size=7))
+    assert [len(part) for part in small] == [7, 7, 7, 7, 2] and torch.equal(torch.cat(small), whole)
+    made = ImageFolder(folders[0])
+    assert made.prompts() == ["a photo of a rose"] * 15 + ["a photo of a tulip"] * 15
+    assert made.classes() == ["rose"] * 15 + ["tulip"] * 15
+    assert ImageFolder(folders[1]).prompts() is None and ImageFolder(folders[1]).classes()[0] == "rose"
+
+
+def command(folders, **own):
+    words = ["evaluate", *map(str, folders)]
+    for name, value in own.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    arguments = cli.parser_for("evaluate").parse_args(words)
+    return arguments.run(arguments)
+
+
+def test_the_command_reports_what_the_library_measures(folders, judge, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipelines, "classifier", lambda: judge)
+    monkeypatch.setattr(pipelines, "clip", lambda: clip)
+    assert command(folders, json=tmp_path / "figures.json", device="cpu", batch_size=8) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
+    labels = torch.tensor([0] * 15 + [1] * 15)
+    wanted = {
+        "kid": fid_kid.kid(made, real, extractors.features(judge)),
+        "clip_score": similarity.clip_score(made, ImageFolder(folders[0]).prompts(), clip),
+        "class_accuracy": class_accuracy(made, labels, judge),
+    }
+    assert written["estimates"].keys() == wanted.keys()
+    for name, estimate in wanted.items():
+        assert written["estimates"][name]["value"] == pytest.approx(estimate.value, rel=1e-4, abs=1e-7)
+    assert written["left_out"]["fid"].startswith("generated=30: must be more than 128 images")
+    out = capsys.readouterr().out
+    assert "class_accuracy" in out and "fid                  left out: generated=30" in out
+
+
+def spoil(folders, how):
+    victim = folders[0] / "tulip" / "000003.png"
+    if how == "corrupt":
+        victim.write_bytes(victim.read_bytes()[:200])
+    elif how == "not an image":
+        victim.write_text("no picture")
+    elif how == "size":
+        Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(victim)
+    elif how == "prompts":
+        rows = list(csv.DictReader((folders[0] / "metadata.csv").open()))
+        _rewrite(folders[0], [row for row in rows if row["file_name"] != "tulip/000003.png"])
+
+
+@pytest.mark.parametrize(
+    "how,line",
+    [
+        ("corrupt", r"image='.*tulip/000003.png': cannot be read \("),
+        ("not an image", r"image='.*tulip/000003.png': cannot be read \("),
+        ("size", r"image='.*tulip/000003.png': is 64x32; the first one is 64x64, and all must have one size"),
+        ("prompts", r"metadata.csv='.*made': has 29 rows for 30 images; 000003.png has no prompt"),
+    ],
+)
+def test_a_spoilt_folder_is_one_clear_line(folders, judge, clip, monkeypatch, how, line):
+    monkeypatch.setattr(pipelines, "classifier", lambda: judge)
+    monkeypatch.setattr(pipelines, "clip", lambda: clip)
+    spoil(folders, how)
+    with pytest.raises(UserError, match=line) as error:
+        command(folders, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_arguments_are_one_clear_line(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="folder='.*empty': must hold images"):
+        command((tmp_path / "empty", folders[1]))
+    with pytest.raises(UserError, match="folder='.*nowhere': must be a folder of images"):
+        command((tmp_path / "nowhere", folders[1]))
+    with pytest.raises(UserError, match="extractor='vgg': must be one of inception"):
+        command(folders, extractor="vgg", device="cpu")
+    with pytest.raises(UserError, match="inception.safetensors"):
+        command(folders, extractor="inception", device="cpu")
+
+
+def test_evaluate_with_enough_images_has_every_metric(judge):
+    features = extractors.features(judge)
+    figures = evaluate.evaluate(draw(410, 3), draw(420, 4, 30, 200), features)
+    assert figures.left_out == {} and list(figures.estimates) == ["kid", "fid", "fid_infinity"]
+    assert all(estimate.extractor == "flora classifier" for estimate in figures.estimates.values())
+    assert figures.estimates["fid_infinity"].value < figures.estimates["fid"].value

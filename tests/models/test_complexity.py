@@ -1,0 +1,157 @@
+"""Counts, exact to the integer against independent figures and the tools themselves; times; the command."""
+
+import json
+
+import kdcdiff  # noqa: F401  (first: it repairs torchvision)
+from kdcdiff.errors import UserError
+from kdcdiff.metrics.estimate import Estimate, ratio
+from kdcdiff.models import complexity, surgery, timing
+from kdcdiff.models.configs import CONFIGS
+from kdcdiff.models.variants import VARIANTS
+
+# isort: split
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from kdcdiff.cli import main
+
+TINY = {
+    "sample_size": 16, "block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4, "attention_head_dim": 2,
+    "cross_attention_dim": 12,
+}  # fmt: skip
+ROWS = [  # teacher, variant, parameters; fvcore, torch / 2, thop in GMAC as established, None where not
+    ("sd-1", "original", 859_520_964, "339.013", "401.64", "338.75"),
+    ("sd-2", "original", 865_910_724, "339.505", "402.13", "339.24"),
+    ("sd-1", "bk-sdm-base", 579_384_964, "223.924", "261.50", "223.76"),
+    ("sd-1", "bk-sdm-small", 482_346_884, "217.894", "255.45", "217.73"),
+    ("sd-1", "kdc-described", 420_423_044, "228.853", "266.62", "228.68"),
+    ("sd-1", "bk-sdm-tiny", 323_384_964, None, "242.75", "205.04"),
+]
+
+
+@pytest.mark.parametrize(("teacher", "variant", "parameters", "fvcore", "products", "thop"), ROWS)
+def test_full_size_counts_are_the_established_ones(teacher, variant, parameters, fvcore, products, thop):
+    cost = complexity.count(surgery.student_config(CONFIGS[teacher], variant))
+    assert cost.parameters == parameters
+    for convention, printed in (("fvcore", fvcore), ("all", products), ("thop", thop)):
+        if printed is not None:
+            places = len(printed.partition(".")[2])
+            assert f"{cost.macs[convention] / 1e9:.{places}f}" == printed, convention
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stages_and_layers_add_up_to_the_whole(variant):
+    config = surgery.student_config(CONFIGS["sd-1"], variant)
+    cost = complexity.count(config)
+    assert sum(p.parameters for p in cost.stages.values()) == cost.parameters
+    net = surgery.on_meta(config)
+    inputs = complexity.meta_inputs(net, 64)
+    fine = complexity.count_parts(net, inputs, fine=True)
+    assert sum(c.parameters for c in fine.values()) == cost.parameters
+    for name in complexity.CONVENTIONS:
+        assert sum(p.macs[name] for p in cost.stages.values()) == cost.macs[name]
+        assert sum(c.macs(name) for c in fine.values()) == cost.macs[name]
+
+
+@pytest.mark.parametrize("variant", ["original", "kdc-described", "down-removed"])
+def test_counts_equal_the_tools_own(variant):
+    fvcore_nn = pytest.importorskip("fvcore.nn", reason="fvcore is an optional tool")
+    thop = pytest.importorskip("thop", reason="thop is an optional tool")
+    net = UNet2DConditionModel(**surgery.with_defaults(surgery.student_config(TINY, variant))).eval()
+    inputs = (torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 77, 12))
+    cost = complexity.count(net)
+    analysis = fvcore_nn.FlopCountAnalysis(net, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert cost.macs["fvcore"] == analysis.total()
+    assert cost.macs["thop"] == int(thop.profile(net, inputs=inputs, verbose=False)[0])
+
+
+def test_a_network_and_its_configuration_count_the_same_and_size_matters():
+    net = UNet2DConditionModel(**TINY)
+    assert complexity.count(net) == complexity.count(TINY)
+    assert complexity.count(net, latent=32).macs["fvcore"] > 3 * complexity.count(net).macs["fvcore"]
+    doubled = complexity.count(net, batch=2)
+    assert doubled.macs["all"] == pytest.approx(2 * complexity.count(net).macs["all"], rel=1e-9)
+
+
+def test_kept_activations_are_what_a_real_step_keeps():
+    net = UNet2DConditionModel(**TINY)
+    own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
+
+    def pack(t):
+        if t.untyped_storage()._cdata not in own:
+            kept[t.untyped_storage()._cdata] = t.untyped_storage()
+        return t
+
+    x, prompt = torch.zeros(1, 4, 16, 16), torch.zeros(1, 77, 12)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        net(x, torch.zeros(1), prompt)
+    real = sum(s.nbytes() for s in kept.values())
+    assert complexity.count(net).kept_bytes == pytest.approx(real, rel=0.02)
+
+
+def test_a_picture_costs_its_parts():
+    unet = complexity.count(CONFIGS["sd-1"])
+    guided, plain = (complexity.pipeline_cost(unet, steps=25, guidance=g) for g in (True, False))
+    assert guided.parameters == 859_520_964 + 123_060_480 + 49_490_199
+    by_hand = plain.text_encoder.macs["all"] + 25 * unet.macs["all"] + plain.decoder.macs["all"]
+    assert plain.macs("all") == by_hand
+    assert guided.macs("all") - plain.macs("all") == plain.text_encoder.macs["all"] + 25 * unet.macs["all"]
+    with pytest.raises(UserError, match="steps=0"):
+        complexity.pipeline_cost(unet, steps=0)
+    with pytest.raises(UserError, match="convention='gmac'"):
+        plain.macs("gmac")
+
+
+def test_times_are_medians_of_warm_calls():
+    calls = []
+    timing = timing.measure(lambda: calls.append(1), n=4, warm=2)
+    assert len(calls) == 6
+    assert 0 <= timing.low <= timing.seconds <= timing.high
+    assert timing.n == 4 and timing.peak_bytes > 2**20
+    net = timing.random_unet(TINY, dtype="bfloat16")
+    timing = timing.latency(net, 2)
+    assert timing.dtype == "bfloat16" and timing.device == "cpu" and timing.seconds > 0
+
+
+def test_random_weights_follow_the_seed():
+    a, b, c = (timing.random_unet(TINY, seed=s).conv_in.weight for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_the_command_prints_a_table_and_json(capsys, tmp_path):
+    assert main(["complexity", "kdc-described", "--steps", "50"]) == 0
+    table = capsys.readouterr().out
+    assert "420,423,044" in table and "228.853" in table and "50 steps with guidance" in table
+    assert main(["complexity", "kdc-printed", "--json", "--no-guidance"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["unet"]["parameters"] == 482_346_884 and told["pipeline"]["guidance"] is False
+    UNet2DConditionModel(**TINY).save_pretrained(tmp_path / "net")
+    assert main(["complexity", str(tmp_path / "net"), "--calls", "1", "--latent", "8"]) == 0
+    assert "random weights" in capsys.readouterr().out
+    assert main(["complexity", "bk-sdm-tiny", "--teacher", str(tmp_path / "net")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["nothing/like/this"], "not found"),
+        (["original", "--latent", "0"], "latent=0"),
+        (["original", "--steps", "0"], "steps=0"),
+        (["original", "--calls", "-1"], "calls=-1"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, words, error):
+    assert main(["complexity", *words]) == 2
+    told = capsys.readouterr().err.strip()
+    assert error in told and told.startswith("error: ") and "\n" not in told
+
+
+def test_times_are_compared_round_by_round():
+    big = timing.random_unet(TINY | {"block_out_channels": (32, 64, 64, 64)})
+    found = timing.rounds_of({"big": big, "small": timing.random_unet(TINY | {"layers_per_block": 1})}, 3)
+    assert ratio(found["big"], found["big"]) == Estimate(1, 1, 1, 3)
+    small = ratio(found["small"], found["big"])
+    assert small.low <= small.value <= small.high and small.value < 1 and small.n == 3
+    with pytest.raises(UserError, match="rounds=1"):
+        timing.rounds_of({"big": big}, 1)

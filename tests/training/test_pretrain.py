@@ -1,0 +1,67 @@
+"""The recipe, at sizes of a minute: what it writes loads, and a second call has nothing left to train."""
+
+import json
+
+import pytest
+import torch
+
+from kdcdiff import cli
+from kdcdiff.data import sources
+from kdcdiff.models import pipeline as pipelines
+from kdcdiff.models.classifier import Classifier, load_classifier
+from kdcdiff.models.pipeline import load_clip, load_pipeline
+from kdcdiff.training.components import fine_tune, perceptual_distance, train_classifier
+
+TINY = {
+    "images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "eye_steps": 2,
+    "autoencoder_steps": 2, "autoencoder_batch": 4, "unet_steps": 2, "unet_batch": 4, "classifier_steps": 2,
+    "classifier_batch": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pretrain")
+    words = [w for name, value in TINY.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+    assert cli.main(["pretrain", "--work", str(root / "work"), "--out", str(root / "assets"), *words]) == 0
+    return root
+
+
+def test_what_it_writes_can_ship(made, monkeypatch):
+    monkeypatch.setattr(pipelines, "ASSETS", made / "assets")
+    pipeline, judge, (scorer, _) = load_pipeline("flora"), load_classifier(), load_clip()
+    assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+    assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and scorer.config.projection_dim == 64
+    assert pipeline.vae.config.scaling_factor != 0.18215
+    assert not [f for f in (made / "assets").rglob("*.json") if "_name_or_path" in f.read_text()]
+    words = json.loads((made / "assets" / "provenance.json").read_text())
+    assert words["recipe"] == json.loads(json.dumps(words["recipe"])) and words["recipe"]["unet_steps"] == 2
+
+
+def test_perceptual_distance_is_zero_for_the_same_and_grows_with_blur(made):
+    eye = Classifier(("a", "b"))
+    pictures = sources.load_flora("train", ("daisy",), 4, progress=False).images.float() / 127.5 - 1
+    blurred = torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
+    assert perceptual_distance(eye, pictures, pictures) == 0
+    assert (
+        perceptual_distance(eye, blurred, pictures) > perceptual_distance(eye, (blurred + pictures) / 2, pictures) > 0
+    )
+
+
+def test_the_same_seed_gives_the_same_judge():
+    images = sources.load_flora("train", ("daisy", "rose"), 6, progress=False)
+    one, two = (train_classifier(images, 3, 4, 7, None, "") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    other = train_classifier(images, 3, 4, 8, None, "")
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_fine_tuning_fits_a_pipeline_to_other_pictures(made, tmp_path):
+    pipeline = load_pipeline(made / "assets" / "pipeline").to(torch.float32)
+    images = sources.load_flora("test", ("daisy", "rose"), 8, progress=False)
+    before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
+    weights = [pipeline.vae.decoder.conv_in.weight.clone(), pipeline.unet.conv_in.weight.clone()]
+    fine_tune(pipeline, images, eye_steps=2, autoencoder_steps=2, unet_steps=2, batch=4, seed=0, folder=tmp_path)
+    assert not torch.equal(pipeline.vae.decoder.conv_in.weight, weights[0])
+    assert not torch.equal(pipeline.unet.conv_in.weight, weights[1])
+    assert all(torch.equal(before[name], p) for name, p in pipeline.text_encoder.named_parameters())
