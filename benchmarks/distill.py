@@ -102,7 +102,7 @@ def reference(s: Setup) -> Callable[[], None]:
 
 
 def ours(s: Setup, objective: BKSDMLoss | KDCLoss) -> Callable[[], None]:
-    """A step as `kdcdiff.distill` takes it, on the cache."""
+    """A step as `kdcdiff.training.distill` takes it, on the cache."""
     taps = Taps(s.student, s.teacher).__enter__()
     rows, generator = torch.arange(s.batch), torch.Generator().manual_seed(0)
 

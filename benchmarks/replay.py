@@ -54,7 +54,7 @@ def on_disk(latents: int, classes: int, folder: Path) -> None:
     print(f"filled {len(buffer):,} latents, {buffer.nbytes / 2**30:.1f} GiB on disk, in {seconds:.0f} s")
     seconds = median(lambda: buffer.sample(64, 7), 50)
     print(f"a batch of 64: {1e3 * seconds:.2f} ms")
-    print(f"peak memory of the process: {peak_mib():.0f} MiB, of which {before:.0f} MiB before the buffer")
+    print(f"peak memory of the process: {peak_mib():.0f} MiB, {before:.0f} MiB of them Python and the libraries")
 
 
 def by_size() -> None:
@@ -67,8 +67,6 @@ def by_size() -> None:
 
 def share_of_a_step() -> None:
     """Sampling and collating beside one optimizer step of the small U-Net."""
-    # here, so that the memory measured above is the buffer's and not diffusers'
-
     pipeline = load_pipeline("flora")
     unet, scheduler = pipeline.unet.train().requires_grad_(True), pipeline.scheduler
     buffer = LatentReplayBuffer(128)
