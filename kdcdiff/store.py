@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcdiff.errors import UserError
-from kdcdiff.provenance import PeakMemory, provenance
+from kdcdiff.provenance import PeakMemory, provenance, sha256_file
 
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
@@ -72,11 +72,6 @@ def content_key(
     whole = {"stage": stage, "version": version, "params": params, "inputs": inputs, "outside": outside}
     text = json.dumps(canonical(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
 
 from kdcdiff.errors import check
+from kdcdiff.provenance import sha256_file
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
 # --- what ships ----------------------------------------------------------------------------------------------
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @cache
@@ -30,7 +26,7 @@ def checked_assets(folder: Path) -> Path:
     )
     for name, digest in json.loads((folder / "checksums.json").read_text()).items():
         check(
-            sha256(folder / name) == digest,
+            sha256_file(folder / name) == digest,
             "assets",
             name,
             "does not match its checksum; reinstall the package or run `kdcdiff pretrain`",
@@ -40,4 +36,4 @@ def checked_assets(folder: Path) -> Path:
 
 def assets_key() -> str:
     """One checksum of everything that ships: what stages name as their outside input."""
-    return sha256(checked_assets(ASSETS) / "checksums.json")
+    return sha256_file(checked_assets(ASSETS) / "checksums.json")

@@ -30,8 +30,7 @@ from kdcdiff.data.latents import encode_set
 from kdcdiff.data.sources import load_flora
 from kdcdiff.models.classifier import Classifier, save_classifier
 from kdcdiff.models.pipeline import assemble, new_autoencoder, new_unet, text_encoder_of, train_tokenizer
-from kdcdiff.models.shipped import sha256
-from kdcdiff.provenance import provenance
+from kdcdiff.provenance import provenance, sha256_file
 from kdcdiff.training.components import (
     KL_WEIGHT,
     PERCEPTUAL_WEIGHT,
@@ -157,7 +156,7 @@ def publish(
     )
     files = sorted(f for f in partial.rglob("*") if f.is_file())
     (partial / "checksums.json").write_text(
-        json.dumps({f.relative_to(partial).as_posix(): sha256(f) for f in files}, indent=1)
+        json.dumps({f.relative_to(partial).as_posix(): sha256_file(f) for f in files}, indent=1)
     )
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)

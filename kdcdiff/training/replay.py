@@ -7,7 +7,6 @@ or in a file, so that a sample costs the same whatever the buffer holds, and a m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from kdcdiff.data.latents import Origin
 from kdcdiff.errors import UserError, check
+from kdcdiff.provenance import sha256_file
 
 # --- what stays ----------------------------------------------------------------------------------------------
 # A policy gives each row of an arriving class a key, and the lowest keys stay longest: (latents, generator) -> (n,).
@@ -326,7 +326,7 @@ class LatentReplayBuffer:
         index = {"places": self._filled, "keys": torch.cat(list(self._keys.values())), "captions": self._captions}
         index |= {f"prompt.{self._texts.index(text)}": value for text, value in self._prompts.items()}
         save_file({k: v.contiguous() for k, v in index.items()}, folder / "index.partial")
-        digests = {name: _sha256(folder / f"{name}.partial") for name in ("rows", "index")}
+        digests = {name: sha256_file(folder / f"{name}.partial") for name in ("rows", "index")}
         words = {
             name: getattr(self, name) for name in ("capacity", "policy", "seed", "codec", "per_class", "shape", "dtype")
         }
@@ -346,7 +346,7 @@ class LatentReplayBuffer:
         try:
             words: dict[str, Any] = json.loads((folder / "buffer.json").read_text())
             files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in words["sha256"].items()}
-            found = {name: _sha256(path) for name, path in files.items()}
+            found = {name: sha256_file(path) for name, path in files.items()}
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"buffer={str(folder)!r}: cannot be read ({error})") from error
         for name, digest in words["sha256"].items():
@@ -364,8 +364,3 @@ class LatentReplayBuffer:
         buffer._keys = dict(zip(words["counts"], index["keys"].split(counts), strict=True))
         buffer._prompts = {text: index[f"prompt.{i}"] for i, text in enumerate(buffer._texts) if f"prompt.{i}" in index}
         return buffer
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
