@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from kdcdiff.data.image_folder import ImageFolder
 from kdcdiff.errors import check
 from kdcdiff.metrics import extractors
-from kdcdiff.metrics.evaluate import ImageFolder, evaluate
+from kdcdiff.metrics.evaluate import evaluate
 from kdcdiff.metrics.extractors import Clip, Extractor
 from kdcdiff.metrics.published import published
 from kdcdiff.models.classifier import load_classifier
@@ -25,12 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
     check(device == "cpu" or torch.cuda.is_available(), "device", device, "must be cpu here: no GPU is visible")
     own: dict[str, object] = {}
     if arguments.extractor == "flora":
-        judge = load_classifier().to(device)
-        extractor = extractors.features(judge)
+        classifier = load_classifier().to(device)
+        extractor = extractors.features(classifier)
         clip = Clip(*load_clip()).to(device)
         names = generated.classes()
-        if names and set(names) <= set(judge.classes):
-            own = {"labels": torch.tensor([judge.classes.index(name) for name in names]), "judge": judge}
+        if names and set(names) <= set(classifier.classes):
+            labels = torch.tensor([classifier.classes.index(name) for name in names])
+            own = {"labels": labels, "classifier": classifier}
     else:
         extractor = published(arguments.extractor, arguments.weights)
         check(

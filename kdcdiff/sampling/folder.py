@@ -17,12 +17,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from kdcdiff.data.image_folder import METADATA, read_metadata
 from kdcdiff.errors import UserError, check
 from kdcdiff.sampling.generate import _warn, black, check_settings, make_scheduler, split, stream
 
 # --- folders ------------------------------------------------------------------------------------------------
 
-METADATA = "metadata.csv"
 COLUMNS = (
     "file_name",
     "text",
@@ -113,16 +113,6 @@ def write(
         values = (name, prompts[i], seeds[i], start + i, classes[i], scheduler, faults[i])
         rows.append(dict(zip(COLUMNS, values, strict=True)))
     _append(folder, rows)
-
-
-def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of a folder's ``metadata.csv`` whose images are there; a torn last line is left out."""
-    path = Path(folder) / METADATA
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return [row for row in rows if None not in row.values() and (path.parent / row["file_name"]).is_file()]
 
 
 def fingerprint(pipeline: StableDiffusionPipeline) -> str:
