@@ -15,7 +15,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
-from kdcdiff.book.chapter import open_chapter
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 
 REPO = Path(__file__).resolve().parent.parent
@@ -132,17 +131,15 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
-    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
+def opened(tmp_path):
+    """Opens a run at smoke over one store; `opened.built` counts the stages that were made."""
+    from kdcdiff.experiments.run import open_run
 
     built: Counter[str] = Counter()
 
-    def make(dataset: str = "flora", **own):
-        book = open_chapter("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
-        heard = book.store.on_use
-        book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
-        return book
+    def make(dataset: str = "flora", **sizes):
+        heard = {"on_use": lambda artifact, new: built.update([artifact.stage] * new), "say": lambda line: None}
+        return open_run("smoke", dataset, 0, tmp_path / "artifacts", **heard, **sizes)
 
     make.built = built
     return make

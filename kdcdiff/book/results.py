@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.store import Artifact, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -58,27 +59,20 @@ class Results:
             with self._changed() as data:
                 _forget(data, lambda owner: owner not in kept)
 
-    def record(
-        self,
-        name: str,
-        value: float,
-        *,
-        unit: str,
-        interval: tuple[float, float] | None = None,
-        n: int | None = None,
-        **where: Any,
-    ) -> Result:
-        """Write one figure. `where`: profile, dataset, seed, device, chapter.
+    def record(self, name: str, value: Estimate | float, *, unit: str = "", **where: Any) -> Result:
+        """Write one figure; an `Estimate` brings its interval and count. `where`: the other fields of `Result`.
 
-        ValueError: a name that is not dotted words, a value or interval that is not finite, or a name that is
-        taken, by this chapter with another value or by another chapter.
+        ValueError: a name that is not dotted words, a value that is not finite, or a name that is taken, by this
+        chapter with another value or by another chapter.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r}: a result's name is dotted words of letters, digits, - and _")
-        low_high = None if interval is None else (_number(name, interval[0]), _number(name, interval[1]))
-        if low_high and low_high[0] > low_high[1]:
-            raise ValueError(f"{name}: its interval {low_high} runs backwards")
-        result = Result(name, _number(name, value), str(unit), low_high, None if n is None else int(n), **where)
+        e = as_estimate(value.item() if hasattr(value, "item") else value)
+        known = not e.is_exact and math.isfinite(e.low) and math.isfinite(e.high)
+        interval = (_number(name, e.low), _number(name, e.high)) if known else None
+        if interval and interval[0] > interval[1]:
+            raise ValueError(f"{name}: its interval {interval} runs backwards")
+        result = Result(name, _number(name, e.value), unit or e.unit, interval, e.n, **where)
         with self._changed() as data:
             entry = _entry(result)
             before = data["results"].setdefault(name, entry)
@@ -88,16 +82,14 @@ class Results:
                 raise ValueError(f"{name}={result.value!r}: recorded {whose}, as {before['value']!r}")
         return result
 
-    def use(self, artifact: Artifact, built: bool, chapter: str) -> None:
-        """Note that `chapter` read `artifact`, and whether it had to be built now."""
+    def use(self, artifact: Artifact, chapter: str) -> None:
+        """Note that `chapter` read `artifact`."""
         manifest = artifact.manifest
         with self._changed() as data:
             cost = {name: manifest[name] for name in ("stage", "seconds", "peak_bytes", "device")}
             fresh = cost | {"bytes": artifact.bytes, "chapters": []}
             entry = data["stages"].setdefault(artifact.key, fresh)
             entry.update(cost)
-            if built:
-                entry["built_in"] = chapter
             if chapter not in entry["chapters"]:
                 entry["chapters"].append(chapter)
 

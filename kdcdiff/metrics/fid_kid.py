@@ -130,8 +130,8 @@ def images_key(images: Tensor) -> str:
 
 def cached(store: Store, images: Tensor, extractor: Extractor, stage: str = "real-features") -> Features:
     """`extract` through the artifact store: real statistics are computed once for images and extractor."""
-    outside = {"images": images_key(images), "extractor": extractor.key()}
-    artifact: Artifact = store.get(stage, lambda folder: extract(images, extractor).save(folder), outside=outside)
+    external = {"images": images_key(images), "extractor": extractor.key()}
+    artifact: Artifact = store.get(stage, lambda folder: extract(images, extractor).save(folder), external=external)
     return Features.load(artifact.path)
 
 
