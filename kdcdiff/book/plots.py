@@ -128,6 +128,17 @@ def matrix(
     return axis
 
 
+def gradient_of(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of a loss of (output, target), each (N, 1, 1, 2), as a function of points (N, 2)."""
+
+    def gradient(points: Tensor) -> Tensor:
+        points = points.clone().requires_grad_()
+        output, wanted = (p.reshape(-1, 1, 1, 2) for p in (points, target.expand_as(points)))
+        return torch.autograd.grad(loss(output, wanted) * len(points), points)[0]
+
+    return gradient
+
+
 def gradient_fields(
     fields: Mapping[str, Callable[[Tensor], Tensor]], *, mark: tuple[float, float], span: float = 3
 ) -> Figure:

@@ -79,6 +79,12 @@ class Ablation:
         return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
 
 
+    def rows(self, names: Sequence[str] | None = None) -> list[dict[str, str | Estimate]]:
+        """A table's rows: each student (all, or `names`) with its mean of every measure."""
+        return [{"student": name, **{unit: self.mean(measure, name) for measure, unit in MEASURES.items()}}
+                for name in names or self.names]  # fmt: skip
+
+
 @torch.no_grad()
 def heldout_errors(
     unet: UNet2DConditionModel,
@@ -113,6 +119,12 @@ def compare(run: Run, candidates: Mapping[str, DistillationLoss], *, seeds: int,
     logs = tuple(json.loads((made / "log.json").read_text()) for made in found)
     n = images * len(run.source.base)
     return Ablation(tuple(candidates), dict(zip(MEASURES, together, strict=True)), n, logs)
+
+
+def compare_objectives(run: Run) -> Ablation:
+    """`compare` of all `objectives` at the profile's seeds, steps and pictures: what the chapters on losses share."""
+    p = run.profile
+    return compare(run, objectives(run), seeds=p.ablation_seeds, steps=p.ablation_steps, images=p.ablation_images)
 
 
 def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *, steps: int, images: int) -> Artifact:
