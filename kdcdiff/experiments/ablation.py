@@ -78,7 +78,6 @@ class Ablation:
         row = self.scores[measure]
         return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
 
-
     def rows(self, names: Sequence[str] | None = None) -> list[dict[str, str | Estimate]]:
         """A table's rows: each student (all, or `names`) with its mean of every measure."""
         return [{"student": name, **{unit: self.mean(measure, name) for measure, unit in MEASURES.items()}}
@@ -104,6 +103,26 @@ def heldout_errors(
         sums += [((made - other) ** 2).mean().item() * len(rows) for other in (data.target, wanted)]
     error, distance = sums / len(latents)
     return float(error), float(distance)
+
+
+@torch.no_grad()
+def errors_by_timestep(
+    unet: UNet2DConditionModel, latents: LatentSet, scheduler: DDIMScheduler, seed: int, *, bands: int = 10,
+    samples: int = 1500,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(the middle of each band of timesteps, the mean squared error there), both (bands,); NaN where none was drawn."""
+    generator, total = torch.Generator().manual_seed(seed), scheduler.config.num_train_timesteps
+    edges = torch.linspace(0, total, bands + 1).long()
+    errors, steps = [], []
+    for rows in torch.arange(len(latents)).repeat(max(1, samples // len(latents))).split(250):
+        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
+        made = unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        errors.append((made - data.target).square().mean((1, 2, 3)).cpu())
+        steps.append(data.timestep.cpu())
+    band = torch.bucketize(torch.cat(steps), edges[1:-1], right=True)
+    error = torch.cat(errors)
+    means = [error[band == k].mean().item() if (band == k).any() else float("nan") for k in range(bands)]
+    return ((edges[1:] + edges[:-1]) / 2).numpy(), np.array(means)
 
 
 def compare(run: Run, candidates: Mapping[str, DistillationLoss], *, seeds: int, steps: int, images: int) -> Ablation:
