@@ -11,6 +11,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 from torch import Tensor
 
 PALETTE = {"teacher": "#33658a", "student": "#d1495b", "neutral": "#8d99ae", "good": "#2a9d8f"}
@@ -195,4 +196,26 @@ def trade_off(
     handles, names = axes[0, 0].get_legend_handles_labels()
     found = dict(zip(names, handles, strict=True))
     figure.legend([found[label] for label in labels], labels, loc="outside right center", fontsize="x-small")
+    return figure
+
+
+def rank_panels(panels: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[str]]], across: int) -> Figure:
+    """Ranks (1: best) in one list against ranks in another: title -> (theirs, ours, kinds), each (rows,).
+
+    Lower values are better; rows of one kind share a colour; `across` panels stand in a row.
+    """
+    groups = dict.fromkeys(kind for _, _, kinds in panels.values() for kind in kinds)
+    colours = dict(zip(groups, [PALETTE["neutral"], PALETTE["teacher"], PALETTE["student"], "black"], strict=False))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.1 * across, 3.0 * down), squeeze=False)
+    for axis, (title, (theirs, ours, kinds)) in zip(axes.flat, panels.items(), strict=False):
+        x, y = rankdata(theirs), rankdata(ours)
+        for kind, colour in colours.items():
+            chosen = [k for k, own in enumerate(kinds) if own == kind]
+            axis.scatter(x[chosen], y[chosen], color=colour, label=kind, s=26)
+        axis.axline((1, 1), slope=1, color="#bbbbbb", lw=0.8, zorder=0)
+        axis.set(title=title, xlabel="rank in the paper", ylabel="rank here")
+        axis.locator_params(integer=True, nbins=5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
     return figure
