@@ -14,7 +14,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 
 REPO = Path(__file__).resolve().parent.parent
@@ -90,9 +89,7 @@ LIGHT = "settings = (profile, dataset, seed, artifacts)"  # reads the parameters
 
 
 def write_notebook(path: Path, cells: list[str], parameters: str = "", own: str = "", light: bool = False) -> Path:
-    """A chapter: a title, the parameters cell, `chapter.open`, then `cells`; those that start with `md:` are
-    prose.
-    """
+    """A chapter: a title, the parameters cell, `open_chapter`, then `cells`; those that start with `md:` are prose."""
     made = [
         nbformat.v4.new_markdown_cell(f"# Chapter {path.stem}"),
         nbformat.v4.new_code_cell(f"{PARAMETERS}\n{parameters}".strip(), metadata={"tags": ["parameters"]}),
