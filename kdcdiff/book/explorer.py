@@ -78,9 +78,9 @@ def table(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         tensors = len(surgery.weight_map(config, cut))
         rows[cut.name] = [
             c.parameters,
-            c.fvcore,
-            c.thop,
-            c.all,
+            c.macs["fvcore"],
+            c.macs["thop"],
+            c.macs["all"],
             tensors,
             ", ".join(known.get(cut.name, [])),
             marks,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcdiff.metrics.estimate import Estimate, as_estimate
+from kdcdiff.errors import UserError, check
 from kdcdiff.store import Artifact, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -131,7 +132,12 @@ class Results:
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"results": {}, "stages": {}}
-    return json.loads(path.read_text())
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"results={str(path)!r}: is not a results file ({error})") from None
+    check({"results", "stages"} <= set(data), "results", str(path), "is not a results file")
+    return data
 
 
 def _forget(data: dict[str, Any], gone: Any) -> None:
