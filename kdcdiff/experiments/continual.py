@@ -129,7 +129,7 @@ def class_by_class(
             origin=origin_of(pipeline.vae),
             pixels=stages.images(chapter, "train").images,
             encoder=lambda images: encode(pipeline.vae, images)[0],
-            dreamer=dream,
+            generate=dream,
             after_stage=measure,
         )
         base = drawn(pipeline.unet, where.base, max(2, count // 2))
