@@ -124,7 +124,7 @@ def teacher_artifact(chapter: Chapter) -> Artifact | None:
         return None
     pictures_ = images_artifact(chapter, "train")
     params = {
-        "eye_steps": profile.classifier_steps // 2,
+        "perceptual_net_steps": profile.classifier_steps // 2,
         "autoencoder_steps": profile.autoencoder_steps,
         "steps": profile.teacher_steps,
         "batch": profile.distill_batch,
@@ -137,7 +137,7 @@ def teacher_artifact(chapter: Chapter) -> Artifact | None:
         fine_tune(
             pipeline,
             images.of_classes(where.base),
-            eye_steps=profile.classifier_steps // 2,
+            perceptual_net_steps=profile.classifier_steps // 2,
             autoencoder_steps=profile.autoencoder_steps,
             unet_steps=profile.teacher_steps,
             batch=profile.distill_batch,
