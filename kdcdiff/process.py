@@ -23,3 +23,8 @@ def keep_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return all([libc.mallopt(parameter, value) for parameter, value in MALLOPT.items()])
+
+
+def passive_environment() -> dict[str, str]:
+    """Name the variables with which a child's OpenMP threads sleep while they wait, and leave the cores to others."""
+    return {"OMP_WAIT_POLICY": "PASSIVE"}

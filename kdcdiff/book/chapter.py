@@ -16,6 +16,7 @@ import contextlib
 import html
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kdcdiff.book.results import Result, Results
 from kdcdiff.experiments import profiles
 from kdcdiff.experiments.profiles import Profile
 from kdcdiff.experiments.run import DATASETS, _seeded, checked_dataset, checked_seed
+from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.process import keep_memory
 from kdcdiff.store import Store
 
@@ -48,34 +50,13 @@ class Chapter:
     results: Results
     own: dict[str, Any] = field(default_factory=dict)  # the chapter's own parameters, as checked
 
-    def record(
-        self,
-        name: str,
-        value: float,
-        *,
-        unit: str = "",
-        interval: tuple[float, float] | None = None,
-        n: int | None = None,
-    ) -> Result:
-        """Report a figure: into the results file, and glued as `name` (its interval as `name.low`,
-        `name.high`).
-        """
-        result = self.results.record(
-            name,
-            value,
-            unit=unit,
-            interval=interval,
-            n=n,
-            chapter=self.name,
-            profile=self.profile.name,
-            dataset=self._dataset_word,
-            seed=self.seed,
-            device=self.device,
-        )
+    def record(self, name: str, value: Estimate | float, *, unit: str = "") -> Result:
+        """Report a figure: into the results file, and glued as `name` (its interval as `name.low`, `name.high`)."""
+        where = {"chapter": self.name, "profile": self.profile.name, "dataset": self._dataset_word}
+        result = self.results.record(name, value, unit=unit, seed=self.seed, device=self.device, **where)
         self.glue(name, result.value)
-        if result.interval:
-            self.glue(f"{name}.low", result.interval[0])
-            self.glue(f"{name}.high", result.interval[1])
+        for end, bound in zip(("low", "high"), result.interval or (), strict=False):
+            self.glue(f"{name}.{end}", bound)
         return result
 
     def glue(self, name: str, value: Any) -> None:
@@ -119,13 +100,18 @@ def open_chapter(  # noqa: A001 - reads as `chapter.open`
     dataset = checked_dataset(dataset)
     checked_seed(seed)
     results = Results(results_path())
-    store = Store(artifacts, on_use=lambda artifact, built: results.use(artifact, built, name))
+    store = Store(artifacts, on_use=lambda artifact, built: results.use(artifact, name), say=_say)
     keep_memory()
     device = _seeded(seed)
     results.begin(name)
     chapter = Chapter(name, sizes, dataset, seed, device, store, results, {key: getattr(sizes, key) for key in own})
     _show_badge(chapter)
     return chapter
+
+
+def _say(line: str) -> None:
+    """Print what the store says where a page does not show it."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def results_path() -> Path:

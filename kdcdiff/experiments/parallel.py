@@ -73,7 +73,7 @@ def _one(
     root, results = where[0], Results(where[1])
 
     def used(artifact: Artifact, built: bool) -> None:
-        results.use(artifact, built, chapter.name)
+        results.use(artifact, chapter.name)
 
     store = Store(root, on_use=used, say=lambda line: None)
     stage(dataclasses.replace(chapter, store=store, results=results), *args, **named)

@@ -34,7 +34,7 @@ def test_what_is_made_ahead_is_found_and_is_the_same(opened, one_thread, tmp_pat
     calls = [(("naive",), {"run": k}) for k in range(2)]
     parallel.run_stages(class_by_class, book, calls)
     made = [row for row in Results(book.results.path).stages() if row["stage"] == "class-by-class"]
-    assert len(made) == 2 and all(row["built_in"] == book.name for row in made), "the cost table knows of them"
+    assert len(made) == 2 and all(row["chapters"] == [book.name] for row in made), "the cost table knows of them"
     before = dict(opened.built)
     ahead = [class_by_class(book, "naive", run=k) for k in range(2)]
     assert dict(opened.built) == before, "nothing is made again"
