@@ -13,6 +13,7 @@ from kdcdiff.book.results import Result, Results
 from kdcdiff.claims import checks, judging, page, tables
 from kdcdiff.claims.model import CONTRADICTED, INCONSISTENT, KINDS, NOT_TESTED, REPRODUCED, SUPPORTED, Claim
 from kdcdiff.errors import UserError
+from kdcdiff.metrics.estimate import around
 
 EXCERPTS = Path(__file__).parent / "excerpts"  # the tables as they stand in the papers' text
 BY_ID = {c.id: c for c in claims.load()}
@@ -298,9 +299,9 @@ def test_the_command_filters_and_speaks_json(capsys, tmp_path):
 def test_the_command_reads_recorded_results(capsys, tmp_path):
     results = Results(tmp_path / "results.json")
     for name, value in (("latent-replay", 0.9), ("naive", 0.2)):
-        interval = (value - 0.05, value + 0.05)
-        results.record(f"continual.{name}.average_accuracy", value, unit="", interval=interval, n=100,
-                       profile="mini", dataset="flora", chapter="latent-replay")  # fmt: skip
+        share = around(value, 0.05, n=100)
+        where = {"profile": "mini", "dataset": "flora", "chapter": "latent-replay"}
+        results.record(f"continual.{name}.average_accuracy", share, **where)
     assert command("--json", "--results", str(results.path)) == 0
     row = next(r for r in json.loads(capsys.readouterr().out) if r["id"] == "kdc.replay.average")
     assert (row["verdict"], row["scale"]) == (SUPPORTED, "mini, flora, n = 100")
