@@ -55,6 +55,7 @@ class Checker:
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     trace: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
+    void: bool = False  # a statement's own condition does not hold: here it can be neither true nor false
 
     def decide(self, check: str) -> bool | None:
         """Evaluate a check: True, False, or None where the evidence does not decide. UserError: it is no truth."""
@@ -172,6 +173,11 @@ class Checker:
 
     def do_high(self, values: tuple[float, ...]) -> float:
         return max(values)
+
+    def do_given(self, condition: bool | None, statement: bool | None) -> bool | None:
+        """Return a statement that has a meaning only where `condition` holds; undecided anywhere else."""
+        self.void = self.void or not condition
+        return statement if condition else None
 
     def do_cut(self, before: float, after: float) -> float:
         """The share that is gone, in per cent."""

@@ -92,6 +92,9 @@ def judge(claim: Claim, evidence: Mapping[str, Evidence] | None = None) -> Verdi
         bare = [n for n in used if known[n].interval is None and known[n].unit not in checks.EXACT_UNITS]
         unknown = f"recorded without an interval: {', '.join(bare)}"
         why = unknown if bare else "the interval of the difference holds zero"
+        if checker.void:
+            why = f"this teacher cannot tell; it would take one on which that holds, and {claim.needs}"
+            return Verdict(claim, NOT_TESTED, f"{reason}: {why}", scale, used)
         return Verdict(claim, NOT_TESTED, f"{reason}: {why}; it would take more samples or seeds", scale, used)
     return Verdict(claim, SUPPORTED if result else CONTRADICTED, reason, scale, used)
 

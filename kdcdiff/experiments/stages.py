@@ -23,7 +23,7 @@ from kdcdiff.data.latents import LatentSet, decode, encode, encode_set
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, ratio
-from kdcdiff.models import surgery, timing
+from kdcdiff.models import influence, surgery, timing
 from kdcdiff.models.classifier import Classifier, load_classifier, save_classifier
 from kdcdiff.models.pipeline import load_clip, load_pipeline, train_tokenizer
 from kdcdiff.models.shipped import assets_key
@@ -299,7 +299,7 @@ AMPUTATIONS = (
     "kdc-described",
     "kdc-printed",
 )
-BYPASSED = "down-bypassed"  # `surgery.bypassed`: DownBlock2D hands on what it gets, and UpBlock2D keeps its layers
+BYPASSED = "down-bypassed"  # `influence.bypassed`: DownBlock2D hands on what it gets, and UpBlock2D keeps its layers
 
 
 def amputated(run: Run, count: int) -> dict[str, ImageSet]:
@@ -310,7 +310,7 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
         pipeline.unet = surgery.shrink(whole, name)
         found[name] = generate(run, pipeline, classes, count)
     pipeline.unet = whole
-    with surgery.bypassed(whole):
+    with influence.bypassed(whole, f"down_blocks.{len(whole.down_blocks) - 1}"):
         found[BYPASSED] = generate(run, pipeline, classes, count)
     return found
 

@@ -71,7 +71,12 @@ def _shortcut(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
 
 @contextmanager
 def bypassed(unet: UNet2DConditionModel, *parts: str) -> Iterator[UNet2DConditionModel]:
-    """While it lasts, `parts` of `unet` hand on what they get (their shortcuts); nothing else changes."""
+    """While it lasts, `parts` of `unet` hand on what they get (their shortcuts); nothing else changes.
+
+    Of the innermost down stage this is a reading of KDC-Diff, which removes DownBlock2D, keeps UpBlock2D and does not
+    say what the latter then reads: here the bypassed block's input again, as its skip connections. No diffusers
+    configuration expresses it; variant ``down-removed`` is the reading that one does.
+    """
     with ExitStack() as stack:
         for layer in dict.fromkeys(layer for part in parts for layer in _layers(unet, part)):
             stack.callback(layer.register_forward_hook(_shortcut).remove)

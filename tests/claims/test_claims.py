@@ -369,3 +369,19 @@ def test_links_lead_to_labels_that_the_chapters_have():
         (file,) = folder.glob(f"*-{slug}.ipynb")
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         assert any(f"({label})=" in "".join(c["source"]) for c in cells), place
+
+
+def test_a_part_that_does_nothing_decides_nothing():
+    """What is said of a stage is not judged on a teacher whose prediction does not depend on that stage."""
+    claim = BY_ID["bk.t1.minor-measured"]
+    where = {"profile": "mini", "dataset": "flora", "seed": 0, "device": "cpu", "chapter": "surgery"}
+
+    def verdict(alive):
+        shares = {"teacher.alive.mid_block": alive, "teacher.class_accuracy": 0.95,
+                  "surgery.mid-removed.class_accuracy": 0.94}  # fmt: skip
+        found = {n: Result(n, v, "", (v * 0.98, min(1.0, v * 1.02)), 100, **where) for n, v in shares.items()}
+        return claims.judge(claim, found)
+
+    assert verdict(0.02).outcome == SUPPORTED
+    asleep = verdict(0.0002)
+    assert asleep.outcome == NOT_TESTED and "this teacher cannot tell" in asleep.reason

@@ -73,6 +73,17 @@ def test_bypassing_the_mid_stage_is_removing_it():
     assert torch.allclose(predict(surgery.shrink(pipeline.unet, "mid-removed")), without, atol=1e-6)
 
 
+def test_the_innermost_down_stage_hands_its_input_on():
+    """KDC-Diff's DownBlock2D removed with UpBlock2D kept: the same as residual branches that add nothing."""
+    whole, hand = Small().unet, Small().unet
+    for layer in hand.down_blocks[-1].resnets:
+        torch.nn.init.zeros_(layer.conv2.weight)
+        torch.nn.init.zeros_(layer.conv2.bias)
+    with influence.bypassed(whole, "down_blocks.3"):
+        assert torch.allclose(predict(whole), predict(hand), atol=1e-6)
+        assert not torch.allclose(predict(whole), predict(Small().unet), atol=1e-4)
+
+
 def test_an_unknown_part_and_unequal_numbers_are_refused():
     pipeline = Small()
     with pytest.raises(UserError, match="part='mid': one of down_blocks.0"), influence.bypassed(pipeline.unet, "mid"):
