@@ -315,6 +315,21 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
     return found
 
 
+ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something
+
+
+def part_influence(run: Run, pictures: int = 64, levels: int = 8) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Return time steps, and how far the teacher's prediction moves there without each part: part -> (levels, N).
+
+    On held-out latents of the base classes, N of them, evenly taken; the parts are what the variants remove.
+    """
+    pipeline, held = teacher(run), latents(run, "test").of_classes(run.source.base)
+    rows = torch.arange(0, len(held), max(1, len(held) // pictures))[:pictures]
+    steps = influence.spread(pipeline.scheduler, levels)
+    prompts = held.prompts[held.captions[rows]]
+    return steps, influence.influence(pipeline.unet, pipeline.scheduler, held.mean[rows], prompts, steps)
+
+
 def full_size_seconds(run: Run, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of a call of each network of the papers' size, with random weights, round by round."""
 
