@@ -17,9 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcdiff.book.results import Results
 from kdcdiff.errors import UserError
-from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.store import Store, _verified, canonical, content_key, sha256_file
 
 plain = st.recursive(
@@ -284,57 +282,3 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
 def test_a_stage_name_cannot_leave_the_root(tmp_path):
     with pytest.raises(ValueError, match="letters, digits"):
         Store(tmp_path).get("../outside", write("x"))
-
-
-# results
-
-
-def where(chapter: str) -> dict:
-    return {"profile": "smoke", "dataset": "flora", "seed": 0, "device": "cpu", "chapter": chapter}
-
-
-def test_results_are_read_back_as_recorded(tmp_path):
-    results = Results(tmp_path / "_build" / "results.json")
-    results.record("teacher.class_accuracy", Estimate(np.float64(0.9), 0.8, 0.95, 40), **where("02"))
-    found = Results.load(results.path)["teacher.class_accuracy"]
-    assert (found.value, found.interval, found.n, found.chapter) == (0.9, (0.8, 0.95), 40, "02")
-    assert type(found.value) is float and found.device == "cpu"
-    assert Results.load(tmp_path / "none.json") == {}
-
-
-def test_a_name_has_one_owner_and_one_value(tmp_path):
-    results = Results(tmp_path / "results.json")
-    results.record("a.b", 1, unit="", **where("02"))
-    results.record("a.b", 1, unit="", **where("02"))
-    with pytest.raises(ValueError, match="twice in this chapter"):
-        results.record("a.b", 2, unit="", **where("02"))
-    with pytest.raises(ValueError, match="by chapter '02' before"):
-        results.record("a.b", 1, unit="", **where("03"))
-    results.begin("02")
-    results.record("a.b", 2, unit="", **where("02"))
-    assert Results.load(results.path)["a.b"].value == 2
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "1", None])
-def test_a_figure_is_a_finite_number(tmp_path, value):
-    with pytest.raises(ValueError, match="finite number"):
-        Results(tmp_path / "r.json").record("a", value, unit="", **where("1"))
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a..b", ".a", "a:b"])
-def test_a_name_is_dotted_words(tmp_path, name):
-    with pytest.raises(ValueError, match="dotted words"):
-        Results(tmp_path / "r.json").record(name, 1, unit="", **where("1"))
-
-
-def test_stage_costs_are_figures_too(tmp_path):
-    results = Results(tmp_path / "r.json")
-    store = Store(tmp_path / "s", on_use=lambda artifact, built: results.use(artifact, "04"))
-    one, two = (store.get("distill", write("x"), settings={"n": n}) for n in (1, 2))
-    store.get("distill", write("x"), settings={"n": 1})
-    found = Results.load(results.path)
-    assert found["stage.distill.seconds"].value == pytest.approx(one.manifest["seconds"] + two.manifest["seconds"])
-    peak = max(one.manifest["peak_bytes"], two.manifest["peak_bytes"])
-    assert found["stage.distill.peak_bytes"].value == peak
-    results.begin("04")
-    assert Results.load(results.path) == {}

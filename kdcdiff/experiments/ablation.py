@@ -78,6 +78,11 @@ class Ablation:
         row = self.scores[measure]
         return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
 
+    def rows(self, names: Sequence[str] | None = None) -> list[dict[str, str | Estimate]]:
+        """A table's rows: each student (all, or `names`) with its mean of every measure."""
+        return [{"student": name, **{unit: self.mean(measure, name) for measure, unit in MEASURES.items()}}
+                for name in names or self.names]  # fmt: skip
+
 
 @torch.no_grad()
 def heldout_errors(
@@ -100,6 +105,26 @@ def heldout_errors(
     return float(error), float(distance)
 
 
+@torch.no_grad()
+def errors_by_timestep(
+    unet: UNet2DConditionModel, latents: LatentSet, scheduler: DDIMScheduler, seed: int, *, bands: int = 10,
+    samples: int = 1500,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(the middle of each band of timesteps, the mean squared error there), both (bands,); NaN where none was drawn."""
+    generator, total = torch.Generator().manual_seed(seed), scheduler.config.num_train_timesteps
+    edges = torch.linspace(0, total, bands + 1).long()
+    errors, steps = [], []
+    for rows in torch.arange(len(latents)).repeat(max(1, samples // len(latents))).split(250):
+        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
+        made = unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        errors.append((made - data.target).square().mean((1, 2, 3)).cpu())
+        steps.append(data.timestep.cpu())
+    band = torch.bucketize(torch.cat(steps), edges[1:-1], right=True)
+    error = torch.cat(errors)
+    means = [error[band == k].mean().item() if (band == k).any() else float("nan") for k in range(bands)]
+    return ((edges[1:] + edges[:-1]) / 2).numpy(), np.array(means)
+
+
 def compare(run: Run, candidates: Mapping[str, DistillationLoss], *, seeds: int, steps: int, images: int) -> Ablation:
     """Train the profile's variant once for each candidate and seed, and measure; `images` of each base class are
     judged, and with 0 the accuracy is NaN."""
@@ -113,6 +138,12 @@ def compare(run: Run, candidates: Mapping[str, DistillationLoss], *, seeds: int,
     logs = tuple(json.loads((made / "log.json").read_text()) for made in found)
     n = images * len(run.source.base)
     return Ablation(tuple(candidates), dict(zip(MEASURES, together, strict=True)), n, logs)
+
+
+def compare_objectives(run: Run) -> Ablation:
+    """`compare` of all `objectives` at the profile's seeds, steps and pictures: what the chapters on losses share."""
+    p = run.profile
+    return compare(run, objectives(run), seeds=p.ablation_seeds, steps=p.ablation_steps, images=p.ablation_images)
 
 
 def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *, steps: int, images: int) -> Artifact:

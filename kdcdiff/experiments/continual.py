@@ -18,9 +18,13 @@ from torch import Tensor
 
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import LatentSet, encode, encode_set, origin_of
-from kdcdiff.experiments import stages
+from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.run import Run
+from kdcdiff.metrics import forgetting
 from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds
+from kdcdiff.metrics.extractors import Extractor
+from kdcdiff.metrics.fid_kid import extract, kid
 from kdcdiff.training import continual
 
 
@@ -130,3 +134,62 @@ def class_by_class(
         settings["order"], tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
         words["retention"], words["memory"], artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
     )  # fmt: skip
+
+
+# --- all methods, and what is read of them ---------------------------------------------------------------------
+
+
+MAIN = ("naive", "latent-replay", "joint")  # run several times, each in an order and from a seed of its own
+OTHERS = ("latent-replay-distilled", "generative-replay", "lwf", "ewc")  # run once
+MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no forgetting
+    "average_accuracy": forgetting.average_accuracy,
+    "forgetting": forgetting.forgetting,
+    "backward_transfer": forgetting.backward_transfer,
+    "first_class_accuracy": lambda R: float(R[-1, 0]),
+}
+
+
+def as_many_bytes(run: Run) -> int:
+    """How many raw pictures weigh what the memory's latents do, in half precision."""
+    latent, picture = stages.latents(run).mean[0].numel() * 2, 3 * run.source.size**2
+    return max(1, round(run.profile.capacity * latent / picture))
+
+
+def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
+    """Every method's repetitions; pixel replay gets as many bytes as latent replay. Made side by side."""
+    calls: dict[str, list[dict[str, int]]] = {
+        method: [{"repetition": k} for k in range(run.profile.continual_seeds)] for method in MAIN
+    }
+    calls |= {method: [{}] for method in OTHERS} | {"pixel-replay": [{"capacity": as_many_bytes(run)}]}
+    parallel.run_stages(class_by_class, run, [((method,), own) for method, all_ in calls.items() for own in all_])
+    return {method: [class_by_class(run, method, **own) for own in all_] for method, all_ in calls.items()}
+
+
+def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
+    """Latent replay in the first order with the profile's capacities, smallest first; and in eight bits."""
+    sizes = sorted({*run.profile.capacities, run.profile.capacity})
+    calls = [(("latent-replay",), {"capacity": size}) for size in sizes] + [(("latent-replay",), {"codec": "uint8"})]
+    parallel.run_stages(class_by_class, run, calls)
+    *full, quantised = (class_by_class(run, *method, **own) for method, own in calls)
+    return {"latents, fp16": full, "latents, 8 bits": [quantised]}
+
+
+def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
+    """Each of `MEASURES` that a method has: over its repetitions, or, of a single one, over its pictures alone."""
+    first = repetitions[0]
+    names = [name for name in MEASURES if len(first.matrix) > 1 or name.endswith("accuracy")]
+    if len(repetitions) == 1:
+        return {name: of_shares(first.matrix, first.images.shape[2], MEASURES[name]) for name in names}
+    return {
+        name: over_seeds([MEASURES[name](r.matrix) for r in repetitions], within=(0 if "accuracy" in name else -1, 1))
+        for name in names
+    }
+
+
+def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:
+    """KID of each class seen so far (columns) after each stage (rows) against its real pictures; NaN for later ones."""
+    known = [extract(real.of_classes([name]).images, extractor) for name in own.order]
+    values = np.full(own.matrix.shape, np.nan)
+    for i, j in zip(*np.tril_indices(len(values)), strict=True):
+        values[i, j] = kid(extract(own.images[i, j], extractor), known[j]).value
+    return values

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 
@@ -112,32 +110,3 @@ def test_settings_from_outside_replace_the_notebooks(tmp_path, monkeypatch):
     opened.record("a", 1)
     assert opened.profile.name == "smoke" and opened.store.root == tmp_path / "elsewhere"
     assert (tmp_path / "r.json").exists() and not (tmp_path / "store").exists()
-
-
-# torchvision beside a torch of another build, whichever library comes first
-
-
-@pytest.mark.parametrize("first", ["torchvision", "lpips", "torch, torchmetrics.image.fid"])
-def test_torchvision_can_be_imported_first_in_a_fresh_process(first):
-    code = f"import {first}\nimport torchvision, torch\nprint(torch.ops.torchvision.nms)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nms" in done.stdout
-
-
-def test_waiting_for_torchvision_imports_nothing():
-    code = "import sys, importlib.util as u, kdcdiff; u.find_spec('torchvision'); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-def test_where_the_operators_exist_nothing_is_declared():
-    code = """
-import torch
-library = torch.library.Library("torchvision", "DEF")
-library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from kdcdiff import _torchvision
-print(_torchvision.declare_missing([]), _torchvision._declared)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "False []\n", done.stderr
