@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kdcdiff import __version__
 from kdcdiff.errors import UserError
-from kdcdiff.process import keep_memory
+from kdcdiff.process import keep_memory, wait_passively
 
 COMMANDS = {  # the command's file, and what it does
     "run": "execute the chapters into _build/staged",
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in words if word in COMMANDS), None)
     keep_memory()
+    wait_passively()
     try:
         args = parser_for(command).parse_args(words)
         return int(args.run(args) or 0)

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from textwrap import shorten
 
-from kdcdiff.claims.judging import changed, judge_all, load, read_evidence
+from kdcdiff.book.results import Results
+from kdcdiff.claims.judging import changed, judge_all, load
 from kdcdiff.claims.model import PAPERS, VERDICTS, Verdict
 
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the verdicts; 1 where one differs from the record."""
     chosen = [c for c in load() if args.paper in (None, c.paper)]
-    verdicts = judge_all(read_evidence(args.results), chosen)
+    verdicts = judge_all(Results.load(args.results), chosen)
     differing = changed(verdicts)
     shown = [v for v in verdicts if args.verdict in (None, v.outcome)]
     if args.json:

@@ -13,12 +13,13 @@ import torch
 
 from kdcdiff.errors import check
 from kdcdiff.models import surgery, unet_files
-from kdcdiff.models.complexity import CONVENTIONS, Complexity, PipelineCost, count, pipeline_cost
+from kdcdiff.models.complexity import Complexity, PipelineCost, count, pipeline_cost
 from kdcdiff.models.configs import CONFIGS
+from kdcdiff.models.macs import CONVENTIONS
 from kdcdiff.models.timing import DTYPES, Timing, latency, random_unet
 from kdcdiff.models.variants import VARIANTS
 
-# --- the command
+COLUMNS = ("fvcore", "thop", "all")  # of the conventions; what hooks alone see is a matter of the audit
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,18 +61,17 @@ def _named(what: str, teacher: str) -> tuple[Path | None, dict[str, Any]]:
 
 def report(name: str, cost: Complexity, whole: PipelineCost, timing: Timing | None = None) -> str:
     """A table for people: stages, the U-Net, the pipeline."""
-    rows = [("", "parameters", *(f"{c} GMAC" for c in CONVENTIONS))]
+    rows = [("", "parameters", *(f"{c} GMAC" for c in COLUMNS))]
     rows += [(stage, f"{p.parameters:,}", *_giga(p.macs)) for stage, p in cost.stages.items()]
     rows.append((f"U-Net ({name})", f"{cost.parameters:,}", *_giga(cost.macs)))
     for part, p in (("text encoder", whole.text_encoder), ("decoder", whole.decoder)):
         rows.append((part, f"{p.parameters:,}", *_giga(p.macs)))
-    macs = {c: whole.macs(c) for c in CONVENTIONS}
     guided = " with guidance" if whole.guidance else ""
-    rows.append((f"a picture, {whole.steps} steps{guided}", f"{whole.parameters:,}", *_giga(macs)))
+    rows.append((f"a picture, {whole.steps} steps{guided}", f"{whole.parameters:,}", *_giga(whole.macs)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [f"{first:<{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True))
              for first, *rest in rows]  # fmt: skip
-    lines += [f"{c}: {what}" for c, what in CONVENTIONS.items()]
+    lines += [f"{c}: {CONVENTIONS[c]}" for c in COLUMNS]
     shape, kept = "x".join(map(str, cost.latent)), cost.kept_bytes / 2**20
     lines.append(f"input {shape}; training keeps {kept:,.0f} MiB of activations for it in float32")
     if timing:
@@ -82,7 +82,7 @@ def report(name: str, cost: Complexity, whole: PipelineCost, timing: Timing | No
 
 
 def _giga(macs: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(f"{macs[c] / 1e9:,.3f}" for c in CONVENTIONS)
+    return tuple(f"{macs[c] / 1e9:,.3f}" for c in COLUMNS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book import runner
-from kdcdiff.book.notebook import Book
-from kdcdiff.book.staging import cost_table, costs, save_outputs
+from kdcdiff.book.costs import chapter_costs, stage_costs, stage_table
+from kdcdiff.book.staging import save_outputs
+from kdcdiff.book.toc import Book
 from kdcdiff.errors import check
 from kdcdiff.store import write_atomically
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only",
         action="append",
         metavar="CHAPTER",
-        help="a chapter to run, e.g. 03-surgery; may be repeated",
+        help="a chapter to run, e.g. surgery; may be repeated",
     )
     add(
         "-p",
@@ -75,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     if args.save_outputs:
         save_outputs(book)
         print("the notebooks now hold these outputs")
-    spent = costs(book)
+    spent = {"chapters": chapter_costs(book), "stages": stage_costs(book)}
     write_atomically(book.build / "costs.json", json.dumps(spent, indent=1) + "\n")
-    print(cost_table(spent["stages"]))
+    print(stage_table(spent["stages"]))
     print(
         f"{len(executed)} chapters executed in {time.perf_counter() - start:,.0f} s, the rest up to date; "
         f"executed copies: {book.staged}"

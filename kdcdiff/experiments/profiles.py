@@ -100,7 +100,6 @@ class Profile:
     generated_images: int = _size(40, 2)  # per class and model
     sampler_steps: int = _size(20, 1, 1000)
     guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
-    bootstrap: int = _size(500, 10)  # resamples behind an interval
 
 
 MINI = Profile()
@@ -143,7 +142,6 @@ PROFILES = {
         table_images=2,
         generated_images=2,
         sampler_steps=3,
-        bootstrap=20,
     ),
     "mini": MINI,
     "paper": dataclasses.replace(
@@ -178,7 +176,6 @@ PROFILES = {
         generated_images=100,
         sampler_steps=25,
         guidance=7.5,
-        bootstrap=10_000,
     ),
 }
 

@@ -119,8 +119,8 @@ def extract(images: Images | Features, extractor: Extractor, *, progress: bool =
 def cached(store: Store, images: Tensor, extractor: Extractor) -> Features:
     """Extract through the artifact store: the features of real images are computed once for each extractor."""
     checksum = hashlib.sha256(str(tuple(images.shape)).encode() + check_images(images).contiguous().numpy().tobytes())
-    outside = {"images": checksum.hexdigest(), "extractor": extractor.key()}
-    made = store.get("real-features", lambda folder: extract(images, extractor).save(folder), outside=outside)
+    external = {"images": checksum.hexdigest(), "extractor": extractor.key()}
+    made = store.get("real-features", lambda folder: extract(images, extractor).save(folder), external=external)
     return Features.load(made.path)
 
 

@@ -3,11 +3,11 @@
 Six trainings with the loop of `kdcdiff.training`, each resumable:
 
 1. text        a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
-2. eye         a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
+2. perceptual  a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder on the base classes, under flips and exposure
 4. unet        the denoiser on the cached latents of the base classes
 5. classifier  the in-domain judge, on real images of all classes
-6. clip        the in-domain scorer, a second CLIP on all classes
+6. clip        the in-domain measure of prompt alignment, a second CLIP on all classes
 
 No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.
 """
@@ -50,7 +50,7 @@ class Recipe:
     extractor_images_per_class: int = 600  # drawn for each of all classes
     clip_steps: int = 600
     clip_batch: int = 128
-    eye_steps: int = 400
+    perceptual_net_steps: int = 400
     autoencoder_steps: int = 9000
     autoencoder_batch: int = 16
     autoencoder_lr: float = 2e-3
@@ -76,12 +76,19 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
 
     tokenizer = train_tokenizer(base.captions)
     text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
-    eye = train_classifier(base, recipe.eye_steps, recipe.classifier_batch, recipe.seed, work / "eye", "eye")
+    perceptual_net = train_classifier(
+        base,
+        recipe.perceptual_net_steps,
+        recipe.classifier_batch,
+        recipe.seed,
+        work / "perceptual-net",
+        "perceptual net",
+    )
     vae = new_autoencoder(recipe.seed)
     train_autoencoder(
         vae,
         base.images,
-        eye,
+        perceptual_net,
         steps=recipe.autoencoder_steps,
         batch=recipe.autoencoder_batch,
         lr=recipe.autoencoder_lr,
@@ -105,10 +112,10 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     classifier = train_classifier(
         everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier"
     )
-    scorer_tokenizer = train_tokenizer(everything.captions)
-    scorer = train_clip(
+    clip_tokenizer = train_tokenizer(everything.captions)
+    clip = train_clip(
         everything,
-        scorer_tokenizer,
+        clip_tokenizer,
         recipe.clip_steps,
         recipe.clip_batch,
         recipe.seed + 1,
@@ -120,8 +127,8 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     publish(
         pipeline,
         classifier,
-        scorer,
-        scorer_tokenizer,
+        clip,
+        clip_tokenizer,
         work,
         out,
         {"recipe": asdict(recipe), "seconds_of_last_run": seconds},
@@ -131,8 +138,8 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
 def publish(
     pipeline: StableDiffusionPipeline,
     classifier: Classifier,
-    scorer: CLIPModel,
-    scorer_tokenizer: CLIPTokenizer,
+    clip: CLIPModel,
+    clip_tokenizer: CLIPTokenizer,
     work: Path,
     out: Path,
     words: dict[str, Any],
@@ -142,8 +149,8 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
     save_classifier(classifier, partial / "classifier")
-    scorer.half().save_pretrained(partial / "clip", safe_serialization=True)
-    scorer_tokenizer.save_pretrained(partial / "clip")
+    clip.half().save_pretrained(partial / "clip", safe_serialization=True)
+    clip_tokenizer.save_pretrained(partial / "clip")
     for file in sorted(partial.rglob("*.json")):
         config = json.loads(file.read_text())
         if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
