@@ -65,7 +65,7 @@ def draw_folder(folder: Path, count: int, seed: int) -> None:
         n = min(500, count - start)
         coarse = torch.randint(0, 256, (n, 3, 8, 8), generator=generator).float()
         images = torch.nn.functional.interpolate(coarse, size=64, mode="bilinear").to(torch.uint8)
-        write(images, folder, prompts=[""] * n, seeds=seed, start=start)
+        write(images, folder, [{"file_name": f"{start + i:06d}.png", "text": "", "seed": seed} for i in range(n)])
 
 
 def measured(script: str, folders: list[Path], here: Path) -> tuple[float, float, str]:

@@ -1,4 +1,4 @@
-"""What the audit's chapters show in their tables, as rows: verdicts in words, and printed counts beside derived ones."""
+"""What the audit's tables show: BK-SDM's counts, verdicts in words, tallies."""
 
 from __future__ import annotations
 

@@ -6,29 +6,19 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from kdcdiff.cli import arguments
 from kdcdiff.training.pretrain import Recipe, pretrain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("artifacts/assets"),
-        help="folder of the result (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("artifacts/pretrain"),
-        help="checkpoints and logs; the same command goes on from them",
-    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("artifacts/assets"), help="folder of the result (default: %(default)s)")
+    work = "checkpoints and logs; the same command goes on from them (default: %(default)s)"
+    add("--work", type=Path, default=Path("artifacts/pretrain"), help=work)
     for field in fields(Recipe):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            help="(default: %(default)s)",
-        )
+        kind = arguments.whole(0 if field.name == "seed" else 1) if isinstance(field.default, int) else arguments.weight
+        option = f"--{field.name.replace('_', '-')}"
+        add(option, type=kind, default=field.default, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

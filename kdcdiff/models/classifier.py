@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcdiff.models.shipped import ASSETS, checked_assets
+from kdcdiff.models.shipped import shipped
 
 
 class Classifier(nn.Module):
@@ -58,7 +58,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 def load_classifier(folder: Path | None = None) -> Classifier:
     """The independent classifier, the shipped one (all flora classes) or a folder's."""
-    folder = folder or checked_assets(ASSETS) / "classifier"
+    folder = folder or shipped("classifier")
     model = Classifier(json.loads((folder / "config.json").read_text())["classes"])
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

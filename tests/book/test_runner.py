@@ -166,7 +166,7 @@ def test_a_failure_names_notebook_cell_and_cause_and_leaves_its_copy(small_book,
         (["-p", "temperature", "0"], "temperature=0.0: must be a number, at least 0.01"),
         (["-p", "seed", "1"], "-p='seed': use --seed"),
         (["--only", "09-z"], "only='09-z': must be a chapter of _toc.yml: a"),
-        (["--timeout", "0"], "timeout=0.0"),
+        (["--timeout", "0"], "timeout: must be a number above 0, not '0'"),
         (["--root", "/nowhere"], "root=.*must be a book's folder"),
     ],
 )

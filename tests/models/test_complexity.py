@@ -217,9 +217,9 @@ def test_the_command_prints_a_table_and_json(capsys, tmp_path):
     ("words", "error"),
     [
         (["nothing/like/this"], "not found"),
-        (["original", "--latent", "0"], "latent=0"),
-        (["original", "--steps", "0"], "steps=0"),
-        (["original", "--calls", "-1"], "calls=-1"),
+        (["original", "--latent", "0"], "--latent: must be a whole number from 1, not '0'"),
+        (["original", "--steps", "0"], "--steps: must be a whole number from 1"),
+        (["original", "--calls", "-1"], "--calls: must be a whole number from 0"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, error):
