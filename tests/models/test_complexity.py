@@ -12,9 +12,11 @@ from kdcdiff.models.variants import VARIANTS
 
 # isort: split
 import pytest
+import thop
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from fvcore.nn import FlopCountAnalysis
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig
 
@@ -74,14 +76,12 @@ def real(request):
 
 
 def test_the_fvcore_convention_is_fvcore(real):
-    fvcore_nn = pytest.importorskip("fvcore.nn", reason="fvcore is an optional tool")
-    analysis = fvcore_nn.FlopCountAnalysis(real, tiny_inputs())
+    analysis = FlopCountAnalysis(real, tiny_inputs())
     quiet = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     assert complexity.count(real).macs["fvcore"] == quiet.total()
 
 
 def test_the_thop_convention_is_thop(real):
-    thop = pytest.importorskip("thop", reason="thop is an optional tool")
     cost = complexity.count(real)
     assert cost.macs["thop"] == int(thop.profile(real, inputs=tiny_inputs(), verbose=False)[0])
     assert cost.parameters == sum(p.numel() for p in real.parameters())
