@@ -6,17 +6,17 @@ import shutil
 import subprocess
 from importlib import resources
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
+import matplotlib
+import pytest
+import soupsieve
+from bs4 import BeautifulSoup
+
 from kdcdiff.book import explorer, unet_diagram
 from kdcdiff.models import complexity, surgery
 from kdcdiff.models.configs import CONFIGS
 from kdcdiff.models.variants import VARIANTS
 
-# isort: split
-import matplotlib
-import pytest
-import soupsieve
-from bs4 import BeautifulSoup
+from ..conftest import REPO
 
 matplotlib.use("Agg")
 SD1 = CONFIGS["sd-1"]
@@ -83,6 +83,11 @@ def test_what_is_removed_has_its_dashed_red_outline(data, page):
     marks = row_named(data, "kdc-described")[6]
     assert gone == {place for place, mark in enumerate(marks) if mark == "0"} != set()
     assert len(soup.select(".kdcx-net span:not(.gone)")) > 0, "and the others have not"
+
+
+def test_the_books_own_style_sheet_is_one():
+    styles = rules((REPO / "book" / "_static" / "kdcdiff.css").read_text())
+    assert styles[".bd-article .kdc-table .kdc-figure"]["text-align"] == "right"
 
 
 def test_every_rule_of_the_style_sheet_meets_something(page):
