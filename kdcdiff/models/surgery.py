@@ -88,8 +88,7 @@ def student_config(config: Mapping[str, Any], what: str | Variant) -> dict[str, 
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """`UserError` that says what a configuration is, unless it is a U-Net of the family. Channels are
-    free."""
+    """Raise `UserError` that says what a configuration is, unless it is a U-Net of the family; channels are free."""
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
     if (named or "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(f"teacher={named!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
@@ -157,9 +156,7 @@ def weight_map(config: Mapping[str, Any], what: str | Variant) -> dict[str, str]
 
 
 def layer_of(parameter: str) -> str:
-    """The layer that a parameter belongs to: ``down_blocks.0.resnets.1``, ``mid_block.attentions.0``,
-    ``conv_in``.
-    """
+    """Return the layer that a parameter belongs to: ``down_blocks.0.resnets.1``, ``conv_in``."""
     part = parameter.split(".")
     return ".".join(part[: {"down_blocks": 4, "up_blocks": 4, "mid_block": 3}.get(part[0], 1)])
 

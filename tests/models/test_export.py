@@ -90,8 +90,7 @@ def test_sharded_and_single_files_give_the_same_student(pipeline, tmp_path):
 
 
 def original_names(unet):
-    """A U-Net's tensors under the names of the original code, written from its layout: blocks numbered in
-    order."""
+    """A U-Net's tensors under the original code's names, written from its layout: blocks numbered in order."""
     resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
               "norm2": "out_layers.0", "conv2": "out_layers.3",
               "conv_shortcut": "skip_connection"}  # fmt: skip
