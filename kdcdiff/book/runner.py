@@ -27,9 +27,10 @@ from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.results import Results
 from kdcdiff.book.staging import copy_pages, external_digest, is_current, publish, stamp_of
 from kdcdiff.book.toc import Book, Page
+from kdcdiff.data.names import DATASETS, checked_dataset
 from kdcdiff.errors import UserError, check
 from kdcdiff.experiments import profiles
-from kdcdiff.experiments.run import DATASETS, checked_dataset, checked_seed
+from kdcdiff.experiments.run import checked_seed
 from kdcdiff.process import wait_passively
 from kdcdiff.provenance import PeakMemory
 from kdcdiff.store import Store, write_atomically

@@ -24,8 +24,8 @@ from PIL import Image
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.results import Results
 from kdcdiff.book.toc import Book, Page
+from kdcdiff.data.names import DATASETS
 from kdcdiff.errors import UserError
-from kdcdiff.experiments.run import DATASETS
 from kdcdiff.provenance import commit, device_name, libraries
 from kdcdiff.store import write_atomically
 

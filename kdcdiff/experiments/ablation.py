@@ -154,7 +154,7 @@ def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *,
         folder: Path, *, candidates: Mapping[str, DistillationLoss], variant: str, classes: Sequence[str], seed: int,
         steps: int, batch: int, lr: float, images: int, sampler_steps: int, guidance: float,
     ) -> None:  # fmt: skip
-        pipeline, judge = stages.teacher(run), stages.classifier(run)
+        pipeline, classifier = stages.teacher(run), stages.classifier(run)
         teacher = pipeline.unet
         students = {name: (surgery.shrink(teacher, variant), loss) for name, loss in candidates.items()}
         log = distill_together(
@@ -170,9 +170,9 @@ def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *,
             if images:
                 pipeline.unet = unet
                 drawn = stages.draw(
-                    pipeline, judge.classes, classes, images, seed=seed, steps=sampler_steps, guidance=guidance
+                    pipeline, classifier.classes, classes, images, seed=seed, steps=sampler_steps, guidance=guidance
                 )
-                scores[0, k] = class_accuracy(drawn.images, drawn.labels, judge).value
+                scores[0, k] = class_accuracy(drawn.images, drawn.labels, classifier).value
         save_file({"scores": scores}, folder / "scores.safetensors")
         (folder / "log.json").write_text(json.dumps(log))
 

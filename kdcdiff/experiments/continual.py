@@ -67,7 +67,7 @@ def class_by_class(
         folder: Path, *, method: str, order: Sequence[str], base: Sequence[str], variant: str, count: int,
         guidance: float, sampler_steps: int, seed: int, **training: object,
     ) -> None:  # fmt: skip
-        pipeline, judge = stages.student(run, variant), stages.classifier(run)
+        pipeline, classifier = stages.student(run, variant), stages.classifier(run)
         known, joint = run.source.classes, continual.METHODS[method].joint
         side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
@@ -79,7 +79,7 @@ def class_by_class(
 
         def scores(drawn: ImageSet, classes: int) -> list[float]:
             parts = zip(drawn.images.chunk(classes), drawn.labels.chunk(classes), strict=True)
-            return [class_accuracy(images, labels, judge).value for images, labels in parts]
+            return [class_accuracy(images, labels, classifier).value for images, labels in parts]
 
         def measure(stage: int, unet: UNet2DConditionModel) -> None:
             shown = order if joint else order[: stage + 2]  # with the next one, for forward transfer
@@ -99,7 +99,11 @@ def class_by_class(
             generate=generate, after_stage=measure, **training,
         )  # fmt: skip
         old = draw(pipeline.unet, base, max(2, count // 2))
-        words = {"before": before, "retention": class_accuracy(old.images, old.labels, judge).value, "memory": memory}
+        words = {
+            "before": before,
+            "retention": class_accuracy(old.images, old.labels, classifier).value,
+            "memory": memory,
+        }
         save_file({"matrix": matrix, "images": seen_images}, folder / "run.safetensors")
         (folder / "run.json").write_text(json.dumps(words))
 

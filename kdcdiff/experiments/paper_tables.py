@@ -289,19 +289,19 @@ _MAKERS = {
 def measure(run: Run, lines: list[Row]) -> dict[str, Table]:
     """Subject -> row -> metric -> its mean over the seeds, with Student's interval. In-domain extractors: `METRICS` are
     the paper's by kind, not by value."""
-    judge, seeds = stages.classifier(run), [run.seed + k for k in range(run.profile.table_seeds)]
-    eye, clip, distance = features(judge), Clip(*stages.clip(run)), perceptual(judge)
+    classifier, seeds = stages.classifier(run), [run.seed + k for k in range(run.profile.table_seeds)]
+    extractor, clip, distance = features(classifier), Clip(*stages.clip(run)), perceptual(classifier)
     pictures = stages.images(run, "test")
     made = {row.name: [drawn(run, row, seed) for seed in seeds] for row in lines}
     found: dict[str, Table] = {}
     for subject, names in subjects(run).items():
         real = pictures.of_classes(names)
-        known, found[subject] = extract(real.images, eye), {}
+        known, found[subject] = extract(real.images, extractor), {}
         for name, sets in made.items():
             values: dict[str, list[float]] = {metric: [] for metric in METRICS}
             for images in (own.of_classes(names) for own in sets):
-                seen = extract(images.images, eye)
-                values["class accuracy"].append(class_accuracy(images.images, images.labels, judge).value)
+                seen = extract(images.images, extractor)
+                values["class accuracy"].append(class_accuracy(images.images, images.labels, classifier).value)
                 values["FID"].append(frechet(seen, known))
                 values["KID"].append(kid(seen, known).value)
                 values["CLIP"].append(clip_score(images.images, images.captions, clip).value)

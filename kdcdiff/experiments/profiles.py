@@ -48,7 +48,7 @@ class Profile:
     teacher: str = _size("flora")  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
-    classifier_steps: int = _size(800, 1)  # training of an image folder's own judge
+    classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
 
     # surgery
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcdiff.data.names import DATASETS, checked_dataset
 from kdcdiff.data.sources import Source, open_source
 from kdcdiff.errors import check
 from kdcdiff.experiments import profiles
@@ -23,15 +24,13 @@ from kdcdiff.experiments.profiles import Profile
 from kdcdiff.process import keep_memory
 from kdcdiff.store import Artifact, Store
 
-DATASETS = ("flora", "oxford-102")  # by name; anything else is an image folder
-
 
 @dataclass(frozen=True)
 class Run:
     """What every function of `experiments` takes first."""
 
     profile: Profile
-    dataset: str  # one of `DATASETS`, or the absolute path of an image folder
+    dataset: str  # one of `names.DATASETS`, or the absolute path of an image folder
     seed: int
     device: str  # cuda or cpu
     store: Store
@@ -74,19 +73,6 @@ def open_run(
     np.random.seed(seed)
     torch.manual_seed(seed)
     return Run(chosen, dataset, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"), store)
-
-
-def checked_dataset(dataset: str) -> str:
-    """Return a data set's name, or an image folder's absolute path. UserError where it is neither."""
-    if dataset in DATASETS:
-        return dataset
-    allowed = f"must be {', '.join(DATASETS)}, or the path of an existing image folder"
-    check(isinstance(dataset, str) and dataset != "", "dataset", dataset, allowed)
-    folder = Path(dataset).expanduser().resolve()
-    check(folder.is_dir(), "dataset", dataset, allowed)
-    filled = any(folder.iterdir())
-    check(filled, "dataset", dataset, "the folder is empty; it must hold one folder of images per class")
-    return str(folder)
 
 
 def checked_seed(seed: int) -> int:

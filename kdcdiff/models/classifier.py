@@ -14,7 +14,7 @@ from kdcdiff.models.shipped import shipped
 
 
 class Classifier(nn.Module):
-    """The in-domain judge: a small convolutional network that has seen real images only, of every class.
+    """The in-domain classifier: a small convolutional network that has seen real images only, of every class.
 
     Takes images (N, 3, 64, 64), uint8 or float in [0, 1]; gives logits (N, classes). `features` are what in-domain
     FID and KID are measured on, (N, 128).

@@ -207,7 +207,7 @@ def train_classifier(
     """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
 
     Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
-    finest line: a judge of generated pictures must not mistake softness for another class.
+    finest line: what reads generated pictures must not mistake softness for another class.
     """
     torch.manual_seed(seed)
     model = Classifier(images.classes)

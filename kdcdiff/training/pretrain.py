@@ -6,7 +6,7 @@ Six trainings with the loop of `kdcdiff.training`, each resumable:
 2. perceptual  a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder on the base classes, under flips and exposure
 4. unet        the denoiser on the cached latents of the base classes
-5. classifier  the in-domain judge, on real images of all classes
+5. classifier  the independent classifier, on real images of all classes
 6. clip        the in-domain measure of prompt alignment, a second CLIP on all classes
 
 No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.

@@ -8,9 +8,9 @@ import pytest
 
 from kdcdiff.book.chapter import open_chapter
 from kdcdiff.book.results import Results
+from kdcdiff.data.names import checked_dataset
 from kdcdiff.errors import UserError
 from kdcdiff.experiments import profiles
-from kdcdiff.experiments.run import checked_dataset
 from kdcdiff.metrics.estimate import Estimate
 
 
