@@ -48,7 +48,7 @@ LOCK = requirements((REPO / "requirements.lock").read_text().splitlines())
 
 
 def test_what_the_library_and_the_notebooks_import_is_declared_and_nothing_else():
-    assert imported("kdcdiff") - AUDIT <= DECLARED
+    assert imported("kdcdiff") - AUDIT <= DECLARED  # an extra is asked where it is installed
     assert imported("kdcdiff", "notebooks") - AUDIT == DECLARED - STARTED.keys()
 
 

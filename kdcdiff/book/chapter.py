@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcdiff.book.results import Result, Results
+from kdcdiff.book.toc import here
 from kdcdiff.experiments.run import Run, open_run
 from kdcdiff.metrics.estimate import Estimate
 
@@ -91,9 +92,7 @@ def results_path() -> Path:
     """KDCDIFF_RESULTS, or `_build/results.json` of the book that the working folder lies in."""
     if os.environ.get("KDCDIFF_RESULTS"):
         return Path(os.environ["KDCDIFF_RESULTS"])
-    here = Path.cwd()
-    root = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
-    return root / "_build" / "results.json"
+    return here().results
 
 
 def _show_badge(chapter: Chapter) -> None:

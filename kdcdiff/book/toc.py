@@ -81,6 +81,12 @@ class Book:
         return [chapter for chapter in chapters if not only or chapter.name in only]
 
 
+def here() -> Book:
+    """Find the book that the working folder lies in; where there is none, the folder itself is taken for one."""
+    folder = Path.cwd()
+    return Book(next((around for around in (folder, *folder.parents) if (around / "_toc.yml").exists()), folder))
+
+
 def _entries(node: Any) -> Iterator[str]:
     """Every `root` and `file` of a table of contents, in reading order."""
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""What the audit's tables show: BK-SDM's counts, verdicts in words, tallies."""
+"""The rows of the audit's tables: verdicts in words and counted, and printed counts beside derived ones."""
 
 from __future__ import annotations
 
@@ -58,16 +58,15 @@ def tally(verdicts: Iterable[Verdict], of: str, group: Callable[[Verdict], str])
 
 def bk_sdm_counts() -> list[Row]:
     """Set the parameter counts that BK-SDM's Tables 1 and 2 print beside those of the networks."""
-    found = []
+    found: list[Row] = []
     for what, address, unit, name, companions in BK_SDM_COUNTS:
         whole, now = (sum(network_count(part).parameters for part in (base, *companions)) for base in ("sd-1", name))
         scale, digits = UNITS[unit]
         value = (1 - now / whole if unit == "%" else now) / scale
         printed = cell(address).text
         agrees = f"{value:.{len(printed.partition('.')[2])}f}" == printed
-        found.append(
-            {"parameters": what, "printed": printed + unit, "derived": f"{value:.{digits}f}{unit}", "agrees": agrees}
-        )
+        derived = f"{value:.{digits}f}{unit}"
+        found.append({"parameters": what, "printed": printed + unit, "derived": derived, "agrees": agrees})
     return found
 
 
