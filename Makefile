@@ -55,7 +55,7 @@ $(STAMP): requirements.lock | $(BIN)/python
 
 $(READY): $(STAMP) pyproject.toml tools/torchvision_cpu.py
 	@echo "setup: installing the project and its Jupyter kernel"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 	@$(BIN)/python tools/torchvision_cpu.py
 	@$(BIN)/python -m ipykernel install --sys-prefix --name kdcdiff --display-name kdcdiff > /dev/null
 	@$(BIN)/python -c "import torchvision, torch; print(f'setup: torch {torch.__version__}, torchvision {torchvision.__version__}')"

@@ -89,7 +89,7 @@ def report(name: str, cost: Complexity, whole: PipelineCost, timing: Timing | No
     rows.append((f"U-Net ({name})", f"{cost.parameters:,}", *_giga(cost.macs)))
     for part, p in (("text encoder", whole.text_encoder), ("decoder", whole.decoder)):
         rows.append((part, f"{p.parameters:,}", *_giga(p.macs)))
-    macs = {c: whole.macs(c) for c in COLUMNS}
+    macs = {c: whole.macs[c] for c in COLUMNS}
     guided = " with guidance" if whole.guidance else ""
     rows.append((f"a picture, {whole.steps} steps{guided}", f"{whole.parameters:,}", *_giga(macs)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

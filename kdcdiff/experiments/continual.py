@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def class_by_class(
 
     def make(
         folder: Path, *, method: str, order: Sequence[str], base: Sequence[str], variant: str, count: int,
-        guidance: float, sampler_steps: int, seed: int, **training: object,
+        guidance: float, sampler_steps: int, seed: int, **training: Any,
     ) -> None:  # fmt: skip
         pipeline, classifier = stages.student(run, variant), stages.classifier(run)
         known, joint = run.source.classes, continual.METHODS[method].joint
@@ -107,9 +108,10 @@ def class_by_class(
         save_file({"matrix": matrix, "images": seen_images}, folder / "run.safetensors")
         (folder / "run.json").write_text(json.dumps(words))
 
+    order = class_order(run, repetition)
     settings = {
         "method": method,
-        "order": class_order(run, repetition),
+        "order": order,
         "base": run.source.base,
         "variant": profile.variant,
         "count": profile.continual_images,
@@ -135,7 +137,7 @@ def class_by_class(
     )
     tensors, words = load_file(artifact / "run.safetensors"), json.loads((artifact / "run.json").read_text())
     return ClassByClass(
-        settings["order"], tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
+        order, tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
         words["retention"], words["memory"], artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
     )  # fmt: skip
 
@@ -161,12 +163,12 @@ def as_many_bytes(run: Run) -> int:
 
 def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
     """Every method's repetitions; pixel replay gets as many bytes as latent replay. Made side by side."""
-    calls: dict[str, list[dict[str, int]]] = {
+    calls: dict[str, list[dict[str, Any]]] = {
         method: [{"repetition": k} for k in range(run.profile.continual_seeds)] for method in MAIN
     }
     calls |= {method: [{}] for method in OTHERS} | {"pixel-replay": [{"capacity": as_many_bytes(run)}]}
-    parallel.run_stages(class_by_class, run, [((method,), own) for method, all_ in calls.items() for own in all_])
-    return {method: [class_by_class(run, method, **own) for own in all_] for method, all_ in calls.items()}
+    parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
+    return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}
 
 
 def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:

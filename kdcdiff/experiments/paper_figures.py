@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 
@@ -16,7 +17,7 @@ REFERENCE = "realistic-vision-v51"  # the paper's teacher: its row is what Table
 NETWORKS = {"sd-1": "teacher", "kdc": "student"}  # the paper's word for a row's network, and who has it here
 
 
-def beside(lines: Sequence[Row], figures: Mapping[str, Table], subject: str) -> list[dict[str, object]]:
+def beside(lines: Sequence[Row], figures: Mapping[str, Table], subject: str) -> list[dict[str, Any]]:
     """Table 1's rows: our estimate of each metric, and the paper's figure where it prints one."""
     rows = []
     for line in lines:
@@ -58,7 +59,7 @@ def costs(nets: Mapping[str, UNet2DConditionModel], rounds: int = 15) -> dict[st
     return found
 
 
-def table_2(found: Mapping[str, Mapping[str, float | Estimate]]) -> list[dict[str, object]]:
+def table_2(found: Mapping[str, Mapping[str, float | Estimate]]) -> list[dict[str, Any]]:
     """Table 2's rows as shares of its teacher's: the paper's, and ours where a row's network is one of `found`.
 
     `found` maps ``teacher``, ``student`` and the names of rows that have a network of their own to their `costs`.

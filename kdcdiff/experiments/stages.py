@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -101,7 +102,7 @@ def classifier_artifact(run: Run) -> Artifact | None:
 def classifier(run: Run) -> Classifier:
     """The independent classifier: the shipped one for flora; a folder's own, trained on its real images only."""
     artifact = classifier_artifact(run)
-    return run.place(load_classifier(artifact and artifact.path))
+    return run.place(load_classifier(artifact.path if artifact else None))
 
 
 def clip_artifact(run: Run) -> Artifact | None:
@@ -124,7 +125,7 @@ def clip_artifact(run: Run) -> Artifact | None:
 def clip(run: Run) -> tuple[CLIPModel, CLIPTokenizer]:
     """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
     artifact = clip_artifact(run)
-    model, tokenizer = load_clip(artifact and artifact.path)
+    model, tokenizer = load_clip(artifact.path if artifact else None)
     return run.place(model), tokenizer
 
 
@@ -236,7 +237,7 @@ def prompts(classes: Sequence[str], count: int) -> list[str]:
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, known: Sequence[str], classes: Sequence[str], count: int, **sampler: float
+    pipeline: StableDiffusionPipeline, known: Sequence[str], classes: Sequence[str], count: int, **sampler: Any
 ) -> ImageSet:
     """Draw `count` pictures of each of `classes`; labels count in `known`. `sampler`: seed, steps, guidance."""
     texts = prompts(classes, count)
@@ -254,7 +255,9 @@ def generated_artifact(run: Run, who: str) -> Artifact:
     """The stage behind `generated`."""
     profile = run.profile
 
-    def make(folder: Path, *, who: str, known: Sequence[str], classes: Sequence[str], count: int, **sampler) -> None:
+    def make(
+        folder: Path, *, who: str, known: Sequence[str], classes: Sequence[str], count: int, **sampler: Any
+    ) -> None:
         pipeline = teacher(run) if who == "teacher" else student(run, who)
         draw(pipeline, known, classes, count, **sampler).save(folder)
 
