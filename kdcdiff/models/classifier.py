@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcdiff.models.shipped import ASSETS, checked_assets
+from kdcdiff.models.shipped import shipped
 
 
 class Classifier(nn.Module):
-    """The in-domain judge: a small convolutional network that has seen real images only, of every class.
+    """The in-domain classifier: a small convolutional network that has seen real images only, of every class.
 
     Takes images (N, 3, 64, 64), uint8 or float in [0, 1]; gives logits (N, classes). `features` are what in-domain
     FID and KID are measured on, (N, 128).
@@ -58,7 +58,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 def load_classifier(folder: Path | None = None) -> Classifier:
     """The independent classifier, the shipped one (all flora classes) or a folder's."""
-    folder = folder or checked_assets(ASSETS) / "classifier"
+    folder = folder or shipped("classifier")
     model = Classifier(json.loads((folder / "config.json").read_text())["classes"])
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

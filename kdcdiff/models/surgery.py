@@ -13,8 +13,7 @@ layer that read it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -89,8 +88,7 @@ def student_config(config: Mapping[str, Any], what: str | Variant) -> dict[str, 
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """`UserError` that says what a configuration is, unless it is a U-Net of the family. Channels are
-    free."""
+    """Raise `UserError` that says what a configuration is, unless it is a U-Net of the family; channels are free."""
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
     if (named or "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(f"teacher={named!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
@@ -158,9 +156,7 @@ def weight_map(config: Mapping[str, Any], what: str | Variant) -> dict[str, str]
 
 
 def layer_of(parameter: str) -> str:
-    """The layer that a parameter belongs to: ``down_blocks.0.resnets.1``, ``mid_block.attentions.0``,
-    ``conv_in``.
-    """
+    """Return the layer that a parameter belongs to: ``down_blocks.0.resnets.1``, ``conv_in``."""
     part = parameter.split(".")
     return ".".join(part[: {"down_blocks": 4, "up_blocks": 4, "mid_block": 3}.get(part[0], 1)])
 
@@ -203,21 +199,6 @@ def shrink(teacher: UNet2DConditionModel, what: str | Variant) -> UNet2DConditio
     carried = {name: weights[source].detach().clone() for name, source in weight_map(config, what).items()}
     student.load_state_dict(carried, strict=True, assign=True)
     return student.train(teacher.training)
-
-
-@contextmanager
-def bypassed(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
-    """While it lasts, the innermost down stage hands on what it gets, and repeats it as its skip connections.
-
-    KDC-Diff removes DownBlock2D and keeps UpBlock2D, and does not say what UpBlock2D then reads. This is the
-    reading that keeps all of its layers. No diffusers configuration expresses it; variant `down-removed` is
-    the one that one does."""
-    handles = [layer.register_forward_hook(lambda _, inputs, __: inputs[0]) for layer in unet.down_blocks[-1].resnets]
-    try:
-        yield unet
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def shrink_checkpoint(checkpoint: Checkpoint, what: str | Variant) -> UNet2DConditionModel:

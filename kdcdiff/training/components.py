@@ -15,8 +15,7 @@ from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, dra
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, tokenize
 from kdcdiff.training.loop import fit
-
-KL_WEIGHT, PERCEPTUAL_WEIGHT = 1e-5, 0.5  # of the autoencoder's loss
+from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
 # --- CLIP ----------------------------------------------------------------------------------------------------
 
@@ -76,11 +75,11 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + 0.5 * sharp
 
 
-def perceptual_distance(eye: Classifier, output: Tensor, target: Tensor) -> Tensor:
+def perceptual_distance(perceptual_net: Classifier, output: Tensor, target: Tensor) -> Tensor:
     """LPIPS's form (Zhang et al. 2018): squared distance of unit features, summed over stages. Signed images."""
     with torch.no_grad():
-        wanted = eye.maps((target + 1) / 2)
-    pairs = zip(eye.maps((output + 1) / 2), wanted, strict=True)
+        wanted = perceptual_net.maps((target + 1) / 2)
+    pairs = zip(perceptual_net.maps((output + 1) / 2), wanted, strict=True)
     return torch.stack([(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean() for a, b in pairs]).sum()
 
 
@@ -96,7 +95,7 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train_autoencoder(
     vae: AutoencoderKL,
     images: Tensor,
-    eye: Classifier,
+    perceptual_net: Classifier,
     *,
     steps: int,
     batch: int,
@@ -109,6 +108,7 @@ def train_autoencoder(
 ) -> None:
     """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
     vae.to(memory_format=torch.channels_last)
+    down = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels of a side to one latent: every stage but one halves
 
     class Reconstruct(nn.Module):
         """Encode, sample, decode as one call, so that a wrapper sees it."""
@@ -124,21 +124,16 @@ def train_autoencoder(
 
     def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         pixels = vary(to_signed(images[draw_rows(batch, len(images), generator)]), generator)
-        side = pixels.shape[-1] // 8
-        return {
-            "pixels": pixels,
-            "noise": torch.randn(batch, vae.config.latent_channels, side, side, generator=generator),
-        }
+        noise = torch.randn(
+            batch, vae.config.latent_channels, *(s // down for s in pixels.shape[2:]), generator=generator
+        )
+        return {"pixels": pixels, "noise": noise}
 
     def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         output, kl = model(data["pixels"], data["noise"])
         reconstruction = reconstruction_loss(output, data["pixels"])
-        perceptual = perceptual_distance(eye.to(output.device), output, data["pixels"])
-        terms = {
-            "reconstruction": reconstruction.detach(),
-            "perceptual": perceptual.detach(),
-            "kl": kl.detach(),
-        }
+        perceptual = perceptual_distance(perceptual_net.to(output.device), output, data["pixels"])
+        terms = {"reconstruction": reconstruction.detach(), "perceptual": perceptual.detach(), "kl": kl.detach()}
         return reconstruction + perceptual_weight * perceptual + kl_weight * kl, terms
 
     fit(
@@ -211,7 +206,7 @@ def train_classifier(
     """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
 
     Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
-    finest line: a judge of generated pictures must not mistake softness for another class.
+    finest line: what reads generated pictures must not mistake softness for another class.
     """
     torch.manual_seed(seed)
     model = Classifier(images.classes)
@@ -222,8 +217,10 @@ def train_classifier(
         pixels = images.images[rows].float() / 255
         flip = torch.rand(batch, generator=generator) < 0.5
         pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
-        dx, dy = (torch.randint(-5, 6, (2,), generator=generator)).tolist()
-        pixels = F.pad(pixels, (5, 5, 5, 5), mode="replicate")[:, :, 5 + dy : 69 + dy, 5 + dx : 69 + dx]
+        height, width = pixels.shape[2:]
+        shift = min(height, width) // 12  # pixels at most
+        y, x = torch.randint(0, 2 * shift + 1, (2,), generator=generator).flip(0).tolist()
+        pixels = F.pad(pixels, (shift,) * 4, mode="replicate")[:, :, y : y + height, x : x + width]
         pixels = pixels * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
         side = int(torch.randint(pixels.shape[-1] // 4, pixels.shape[-1] * 3 // 4, (1,), generator=generator))
         soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
@@ -259,7 +256,7 @@ def fine_tune(
     pipeline: StableDiffusionPipeline,
     images: ImageSet,
     *,
-    eye_steps: int,
+    perceptual_net_steps: int,
     autoencoder_steps: int,
     unet_steps: int,
     batch: int,
@@ -268,11 +265,13 @@ def fine_tune(
 ) -> None:
     """Fit the pipeline to other pictures, in place: first its autoencoder, then its U-Net on the new latents."""
     if autoencoder_steps:
-        eye = train_classifier(images, eye_steps, 64, seed, folder / "eye", "eye")
+        perceptual_net = train_classifier(
+            images, perceptual_net_steps, 64, seed, folder / "perceptual-net", "perceptual net"
+        )
         train_autoencoder(
             pipeline.vae,
             images.images,
-            eye,
+            perceptual_net,
             steps=autoencoder_steps,
             batch=16,
             lr=1e-3,

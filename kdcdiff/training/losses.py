@@ -18,8 +18,8 @@ loop (`kdcdiff.training`) finds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -36,24 +36,25 @@ READINGS = {  # (N, C, H, W) -> logits (N, distributions, values)
 _WIDE = {"mps": torch.float32}  # the one device without float64
 LABELS = ("distribution", "argmax")  # the "true label" of equation (2): the true noise's softmax, or its largest value
 
-
-def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Tensor:
-    """Log-softmax of `x` (N, C, H, W) as `reading` has it, (N, distributions, values), float64.
-
-    At temperature T the divergence is a sum of terms of size 1/T that cancel to 1/T^2: float32 loses it above T = 1000.
-    """
-    check(reading in READINGS, "reading", reading, f"must be one of {', '.join(READINGS)}")
-    check(
-        isinstance(temperature, int | float) and 0 < temperature < math.inf,
-        "temperature",
-        temperature,
-        "must be above 0 and finite",
-    )
-    return F.log_softmax(READINGS[reading](x.to(_WIDE.get(x.device.type, torch.float64))) / temperature, dim=-1)
+_WEIGHT: tuple[Callable[[Any], bool], str] = (lambda x: 0 <= x < math.inf, "must be 0 or more, and finite")
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # setting -> what it may be, in code and in words
+    "alpha": (lambda x: 0 <= x <= 1, "must be between 0 and 1"),
+    **dict.fromkeys(("beta", "gamma", "output", "feature"), _WEIGHT),
+    "temperature": (lambda x: isinstance(x, int | float) and 0 < x < math.inf, "must be above 0 and finite"),
+    "reading": (lambda x: x in READINGS, f"must be one of {', '.join(READINGS)}"),
+    "label": (lambda x: x in LABELS, f"must be one of {', '.join(LABELS)}"),
+}
 
 
-def _sound(**tensors: Tensor) -> None:
-    """All of one shape, and finite where looking costs no wait."""
+def _check_settings(**settings: Any) -> None:
+    """Raise `UserError` on the first setting beyond its limits."""
+    for name, value in settings.items():
+        allowed, words = LIMITS[name]
+        check(allowed(value), name, value, words)
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    """Raise `UserError` unless all are of the first one's shape, and finite where looking costs no wait."""
     first, shape = next((name, tuple(t.shape)) for name, t in tensors.items())
     for name, tensor in tensors.items():
         check(tuple(tensor.shape) == shape, f"{name}.shape", tuple(tensor.shape), f"must be {shape}, that of {first}")
@@ -62,13 +63,22 @@ def _sound(**tensors: Tensor) -> None:
             check(count == 0, name, f"{count} of {tensor.numel()} values not finite", "every value must be finite")
 
 
+def _log_probabilities(x: Tensor, reading: str, temperature: float = 1.0) -> Tensor:
+    """Compute the log-softmax of `x` (N, C, H, W) as `reading` has it, (N, distributions, values), float64.
+
+    At temperature T the divergence is a sum of terms of size 1/T that cancel to 1/T^2: float32 loses it above T = 1000.
+    """
+    _check_settings(reading=reading, temperature=temperature)
+    return F.log_softmax(READINGS[reading](x.to(_WIDE.get(x.device.type, torch.float64))) / temperature, dim=-1)
+
+
 def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, reading: str = "all") -> Tensor:
-    """KDC-Diff (1): T^2 KL(softmax(teacher / T) || softmax(student / T)), (N, C, H, W) to a scalar.
+    """Compute KDC-Diff (1): T^2 KL(softmax(teacher / T) || softmax(student / T)), (N, C, H, W) to a scalar.
 
     Summed over a distribution's values, averaged over distributions and samples. As T grows it tends to half the mean
     of the squared, mean-centred difference: an output MSE that is blind to a constant.
     """
-    _sound(student=student, teacher=teacher)
+    _check_tensors(student=student, teacher=teacher)
     log_s, log_t = (_log_probabilities(x, reading, temperature) for x in (student, teacher))
     return (temperature**2 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()).float()
 
@@ -76,13 +86,13 @@ def soft_target_loss(student: Tensor, teacher: Tensor, temperature: float, readi
 def hard_target_loss(
     student: Tensor, teacher: Tensor, target: Tensor, reading: str = "all", label: str = "distribution"
 ) -> Tensor:
-    """KDC-Diff (2): cross-entropy of the true noise with the student's and with the teacher's distribution.
+    """Compute KDC-Diff (2): cross-entropy of the true noise with the student's and with the teacher's distribution.
 
     (N, C, H, W) to a scalar, averaged over distributions and samples. The teacher's half has no gradient for the
     student: it adds a constant that only says how well the teacher does.
     """
-    _sound(student=student, teacher=teacher, target=target)
-    check(label in LABELS, "label", label, f"must be one of {', '.join(LABELS)}")
+    _check_tensors(student=student, teacher=teacher, target=target)
+    _check_settings(label=label)
     log_s, log_t = (_log_probabilities(x, reading) for x in (student, teacher))
     truth = _log_probabilities(target, reading).exp()
     if label == "argmax":
@@ -91,42 +101,38 @@ def hard_target_loss(
 
 
 def feature_loss(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> Tensor:
-    """KDC-Diff (3), BK-SDM (3): the squared distance of matching stages, summed over stages; a scalar.
+    """Compute KDC-Diff (3), BK-SDM (3): the squared distance of matching stages, summed over stages; a scalar.
 
     The paper sums a sample's squared differences; here they are averaged over a stage's values, so that beta means the
     same at every resolution and width.
     """
-    check(
-        len(student_features) == len(teacher_features) > 0,
-        "features",
-        len(student_features),
-        f"must be as many as the teacher's ({len(teacher_features)}), at least one",
-    )
+    ours, theirs = len(student_features), len(teacher_features)
+    check(ours == theirs > 0, "features", ours, f"must be as many as the teacher's ({theirs}), at least one")
+    distances = []
     for s, t in zip(student_features, teacher_features, strict=True):
-        _sound(student_feature=s, teacher_feature=t)
-    return torch.stack(
-        [F.mse_loss(s.float(), t.float()) for s, t in zip(student_features, teacher_features, strict=True)]
-    ).sum()
+        _check_tensors(student_feature=s, teacher_feature=t)
+        distances.append(F.mse_loss(s.float(), t.float()))
+    return torch.stack(distances).sum()
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """KDC-Diff's L_mse, BK-SDM (1): the mean squared error against what the network should predict; a scalar.
+    """Compute KDC-Diff's L_mse, BK-SDM (1): the mean squared error against what the network should predict; a scalar.
 
     `weight` (N,) weighs samples, such as by their signal-to-noise ratio.
     """
-    _sound(prediction=prediction, target=target)
+    _check_tensors(prediction=prediction, target=target)
     if weight is None:
         return F.mse_loss(prediction.float(), target.float())
     return (weight.float() * (prediction.float() - target.float()).square().flatten(1).mean(1)).mean()
 
 
 def output_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """BK-SDM (2): the mean squared error against the teacher's output; a scalar."""
+    """Compute BK-SDM (2): the mean squared error against the teacher's output; a scalar."""
     return denoising_loss(student, teacher)
 
 
 def min_snr_weight(alphas_cumprod: Tensor, timestep: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """The weight of each sample's denoising loss (N,) for timesteps (N,): min(SNR, gamma), as a weight of x_0's error.
+    """Weigh each sample's denoising loss for timesteps (N,), (N,): min(SNR, gamma), as a weight of the error in x_0.
 
     Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
     """
@@ -140,19 +146,22 @@ def min_snr_weight(alphas_cumprod: Tensor, timestep: Tensor, gamma: float, predi
 
 @dataclass(frozen=True)
 class Outputs:
-    """What both networks made of one batch: `student`, `teacher` and the `target` (N, C, H, W), the features of each
-    shared stage, and the `weight` (N,) of the samples in the denoising term."""
+    """What both networks made of one batch."""
 
-    student: Tensor
-    teacher: Tensor
-    target: Tensor
-    student_features: Sequence[Tensor]
+    student: Tensor  # (N, C, H, W)
+    teacher: Tensor  # (N, C, H, W)
+    target: Tensor  # (N, C, H, W), what the scheduler's prediction type asks for
+    student_features: Sequence[Tensor]  # of each shared stage, (N, c, h, w)
     teacher_features: Sequence[Tensor]
-    weight: Tensor | None = None
+    weight: Tensor | None = None  # (N,), of the samples in the denoising term
 
 
+@dataclass(frozen=True)
 class DistillationLoss:
     """A weighted sum of named terms, each of them computed and logged even at weight zero."""
+
+    def __post_init__(self) -> None:
+        _check_settings(**asdict(self))
 
     def terms(self, seen: Outputs) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -162,7 +171,7 @@ class DistillationLoss:
         raise NotImplementedError
 
     def __call__(self, **outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar and each term, unweighted, of the fields of `Outputs`."""
+        """Compute the scalar and each term, unweighted, from the fields of `Outputs`."""
         terms = self.terms(Outputs(**outputs))
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), terms
 
@@ -180,13 +189,6 @@ class KDCLoss(DistillationLoss):
     temperature: float = 4.0
     reading: str = "all"
     label: str = "distribution"
-
-    def __post_init__(self) -> None:
-        check(0 <= self.alpha <= 1, "alpha", self.alpha, "must be between 0 and 1")
-        _weights_are_sound(self, "beta", "gamma")
-        check(0 < self.temperature < math.inf, "temperature", self.temperature, "must be above 0 and finite")
-        check(self.reading in READINGS, "reading", self.reading, f"must be one of {', '.join(READINGS)}")
-        check(self.label in LABELS, "label", self.label, f"must be one of {', '.join(LABELS)}")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -208,9 +210,6 @@ class BKSDMLoss(DistillationLoss):
     output: float = 1.0
     feature: float = 1.0
 
-    def __post_init__(self) -> None:
-        _weights_are_sound(self, "output", "feature")
-
     @property
     def weights(self) -> dict[str, float]:
         return {"mse": 1.0, "output": self.output, "feature": self.feature}
@@ -221,9 +220,3 @@ class BKSDMLoss(DistillationLoss):
             "output": output_loss(seen.student, seen.teacher),
             "feature": feature_loss(seen.student_features, seen.teacher_features),
         }
-
-
-def _weights_are_sound(loss: DistillationLoss, *names: str) -> None:
-    for name in names:
-        value = getattr(loss, name)
-        check(0 <= value < math.inf, name, value, "must be 0 or more, and finite")

@@ -3,11 +3,11 @@
 Six trainings with the loop of `kdcdiff.training`, each resumable:
 
 1. text        a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
-2. eye         a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
+2. perceptual  a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder on the base classes, under flips and exposure
 4. unet        the denoiser on the cached latents of the base classes
-5. classifier  the in-domain judge, on real images of all classes
-6. clip        the in-domain scorer, a second CLIP on all classes
+5. classifier  the independent classifier, on real images of all classes
+6. clip        the in-domain measure of prompt alignment, a second CLIP on all classes
 
 No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +30,9 @@ from kdcdiff.data.latents import encode_set
 from kdcdiff.data.sources import load_flora
 from kdcdiff.models.classifier import Classifier, save_classifier
 from kdcdiff.models.pipeline import assemble, new_autoencoder, new_unet, text_encoder_of, train_tokenizer
-from kdcdiff.models.shipped import sha256
-from kdcdiff.provenance import provenance
-from kdcdiff.training.components import (
-    KL_WEIGHT,
-    PERCEPTUAL_WEIGHT,
-    train_autoencoder,
-    train_classifier,
-    train_clip,
-    train_unet,
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the pretraining."""
-
-    seed: int = 0
-    images_per_class: int = 1500  # drawn for each base class
-    extractor_images_per_class: int = 600  # drawn for each of all classes
-    clip_steps: int = 600
-    clip_batch: int = 128
-    eye_steps: int = 400
-    autoencoder_steps: int = 9000
-    autoencoder_batch: int = 16
-    autoencoder_lr: float = 2e-3
-    kl_weight: float = KL_WEIGHT
-    perceptual_weight: float = PERCEPTUAL_WEIGHT
-    unet_steps: int = 6000
-    unet_batch: int = 32
-    unet_lr: float = 1e-3
-    caption_dropout: float = 0.1
-    ema: float = 0.999
-    classifier_steps: int = 600
-    classifier_batch: int = 64
-
+from kdcdiff.provenance import provenance, sha256_file
+from kdcdiff.training.components import train_autoencoder, train_classifier, train_clip, train_unet
+from kdcdiff.training.protocols import Recipe
 
 # --- the command ---------------------------------------------------------------------------------------------
 
@@ -77,12 +45,19 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
 
     tokenizer = train_tokenizer(base.captions)
     text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
-    eye = train_classifier(base, recipe.eye_steps, recipe.classifier_batch, recipe.seed, work / "eye", "eye")
+    perceptual_net = train_classifier(
+        base,
+        recipe.perceptual_net_steps,
+        recipe.classifier_batch,
+        recipe.seed,
+        work / "perceptual-net",
+        "perceptual net",
+    )
     vae = new_autoencoder(recipe.seed)
     train_autoencoder(
         vae,
         base.images,
-        eye,
+        perceptual_net,
         steps=recipe.autoencoder_steps,
         batch=recipe.autoencoder_batch,
         lr=recipe.autoencoder_lr,
@@ -106,10 +81,10 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     classifier = train_classifier(
         everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier"
     )
-    scorer_tokenizer = train_tokenizer(everything.captions)
-    scorer = train_clip(
+    clip_tokenizer = train_tokenizer(everything.captions)
+    clip = train_clip(
         everything,
-        scorer_tokenizer,
+        clip_tokenizer,
         recipe.clip_steps,
         recipe.clip_batch,
         recipe.seed + 1,
@@ -121,8 +96,8 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
     publish(
         pipeline,
         classifier,
-        scorer,
-        scorer_tokenizer,
+        clip,
+        clip_tokenizer,
         work,
         out,
         {"recipe": asdict(recipe), "seconds_of_last_run": seconds},
@@ -132,8 +107,8 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
 def publish(
     pipeline: StableDiffusionPipeline,
     classifier: Classifier,
-    scorer: CLIPModel,
-    scorer_tokenizer: CLIPTokenizer,
+    clip: CLIPModel,
+    clip_tokenizer: CLIPTokenizer,
     work: Path,
     out: Path,
     words: dict[str, Any],
@@ -143,8 +118,8 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
     save_classifier(classifier, partial / "classifier")
-    scorer.half().save_pretrained(partial / "clip", safe_serialization=True)
-    scorer_tokenizer.save_pretrained(partial / "clip")
+    clip.half().save_pretrained(partial / "clip", safe_serialization=True)
+    clip_tokenizer.save_pretrained(partial / "clip")
     for file in sorted(partial.rglob("*.json")):
         config = json.loads(file.read_text())
         if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
@@ -157,7 +132,7 @@ def publish(
     )
     files = sorted(f for f in partial.rglob("*") if f.is_file())
     (partial / "checksums.json").write_text(
-        json.dumps({f.relative_to(partial).as_posix(): sha256(f) for f in files}, indent=1)
+        json.dumps({f.relative_to(partial).as_posix(): sha256_file(f) for f in files}, indent=1)
     )
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)

@@ -7,7 +7,6 @@ or in a file, so that a sample costs the same whatever the buffer holds, and a m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,22 +21,24 @@ from torch import Tensor
 
 from kdcdiff.data.latents import Origin
 from kdcdiff.errors import UserError, check
+from kdcdiff.provenance import sha256_file
 
 # --- what stays ----------------------------------------------------------------------------------------------
 # A policy gives each row of an arriving class a key, and the lowest keys stay longest: (latents, generator) -> (n,).
 
 
 def _uniform(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Keep a uniform subset."""
     return torch.rand(len(latents), generator=generator, dtype=torch.float64)
 
 
 def _ring(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """The newest stay."""
+    """Keep the newest."""
     return torch.arange(len(latents), 0, -1, dtype=torch.float64)
 
 
 def _herding(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Each next latent brings the mean of those taken closest to the class's mean (Rebuffi et al. 2017, iCaRL)."""
+    """Take next the latent that brings the mean of those taken closest to the class's (Rebuffi et al. 2017, iCaRL)."""
     flat = latents.flatten(1).double()
     mean, taken = flat.mean(0), torch.zeros(flat.shape[1], dtype=torch.float64)
     keys = torch.full((len(flat),), torch.inf, dtype=torch.float64)
@@ -66,15 +67,15 @@ POLICIES = {
 
 
 class Codec(NamedTuple):
-    """Latents (n, C, h, w) to rows of bytes (n, `size`(shape)) uint8, and back to float32 (raw: uint8)."""
+    """How latents (n, C, h, w) become rows of bytes, and float32 (raw: uint8) again."""
 
-    size: Callable[[Sequence[int]], int]
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor, Sequence[int]], Tensor]
+    size: Callable[[Sequence[int]], int]  # (C, h, w) -> bytes of a row
+    encode: Callable[[Tensor], Tensor]  # latents -> rows (n, size) uint8
+    decode: Callable[[Tensor, Sequence[int]], Tensor]  # rows, (C, h, w) -> latents
 
 
 def _quantise(latents: Tensor) -> Tensor:
-    """Each channel of each latent in 255 steps between its extremes, which go before it as float32."""
+    """Write each channel of each latent in 255 steps; its lowest value and the step go before, as float32."""
     x = latents.float()
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     step = ((high - low) / 255).clamp(min=1e-12)
@@ -83,6 +84,7 @@ def _quantise(latents: Tensor) -> Tensor:
 
 
 def _restore(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `_quantise` but for its rounding: rows of bytes to latents (n, *shape) float32."""
     scales = rows[:, : 8 * shape[0]].contiguous().view(torch.float32).reshape(len(rows), shape[0], 1, 1, 2)
     values = rows[:, 8 * shape[0] :].reshape(len(rows), *shape).float()
     return values * scales[..., 1] + scales[..., 0]
@@ -164,6 +166,9 @@ class Sample(NamedTuple):
     prompts: Tensor | None
 
 
+_SETTINGS = ("policy", "seed", "codec", "per_class")  # beside the capacity
+
+
 class LatentReplayBuffer:
     """`capacity` latents in all, as many of each class as of any other, give or take one.
 
@@ -173,20 +178,13 @@ class LatentReplayBuffer:
     """
 
     def __init__(
-        self,
-        capacity: int,
-        policy: str = "reservoir",
-        seed: int = 0,
-        *,
-        codec: str = "fp16",
-        per_class: int | None = None,
-        disk: str | Path | None = None,
-    ) -> None:
-        check(isinstance(capacity, int) and capacity >= 1, "capacity", capacity, "must be a whole number, at least 1")
-        check(policy in POLICIES, "policy", policy, f"must be one of {', '.join(POLICIES)}")
-        check(codec in CODECS, "codec", codec, f"must be one of {', '.join(CODECS)}")
-        whole = per_class is None or (isinstance(per_class, int) and per_class >= 1)
-        check(whole, "per_class", per_class, "must be a whole number, at least 1")
+        self, capacity: int, policy: str = "reservoir", seed: int = 0, *, codec: str = "fp16",
+        per_class: int | None = None, disk: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        for name, number in (("capacity", capacity), ("per_class", capacity if per_class is None else per_class)):
+            check(isinstance(number, int) and number >= 1, name, number, "must be a whole number, at least 1")
+        for name, choice, choices in (("policy", policy, POLICIES), ("codec", codec, CODECS)):
+            check(choice in choices, name, choice, f"must be one of {', '.join(choices)}")
         self.capacity, self.policy, self.seed, self.codec, self.per_class = capacity, policy, seed, codec, per_class
         self.disk = Path(disk) if disk else None
         self.shape: tuple[int, ...] | None = None  # of a latent
@@ -205,31 +203,26 @@ class LatentReplayBuffer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Latents kept of each class, in the order of arrival."""
+        """Count the latents kept of each class, in the order of arrival."""
         return {name: len(places) for name, places in self._places.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the latents that are kept."""
+        """Count the bytes of the latents that are kept."""
         return len(self) * (CODECS[self.codec].size(self.shape) if self.shape else 0)
 
     def add_class(
-        self,
-        name: str,
-        latents: Tensor,
-        captions: Sequence[str],
-        prompts: Mapping[str, Tensor] | None = None,
+        self, name: str, latents: Tensor, captions: Sequence[str], prompts: Mapping[str, Tensor] | None = None,
         origin: Origin | None = None,
-    ) -> None:
-        """Equation (4): take a sample of a finished class, and shrink the others to make room.
+    ) -> None:  # fmt: skip
+        """Take a sample of a finished class, equation (4), and shrink the others to make room.
 
-        `prompts` maps each caption to its embedding (tokens, width).
+        `latents` (n, C, h, w), `captions` (n,); `prompts` maps each caption to its embedding (tokens, width).
         """
         self._admit(name, latents, captions, origin)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self._places))
-        keys = POLICIES[self.policy].keys(latents, generator)
-        order = keys.argsort(stable=True)
-        quotas = self._quotas({**self._keys, name: keys[order]})
+        keys, order = POLICIES[self.policy].keys(latents, generator).sort(stable=True)
+        quotas = self._quotas({**self._keys, name: keys})
         for other in self._places:
             for kept in (self._places, self._keys):
                 kept[other] = kept[other][: quotas[other]].clone()  # a view would hold on to all that it was cut from
@@ -242,7 +235,7 @@ class LatentReplayBuffer:
             self._rows = self._new_rows()
         for part in torch.arange(len(order)).split(256):
             self._rows.write(places[part], CODECS[self.codec].encode(latents[order[part]]))
-        self._places[name], self._keys[name] = places, keys[order]
+        self._places[name], self._keys[name] = places, keys[: len(order)].clone()
         self._caption([captions[i] for i in order.tolist()], places, prompts or {})
         self._filled = torch.cat(list(self._places.values()))
 
@@ -257,25 +250,17 @@ class LatentReplayBuffer:
         check(classes <= self.capacity, "capacity", self.capacity, f"cannot hold {classes} classes")
         finite = all(bool(part.isfinite().all()) for part in latents.split(256))  # in parts: a class may be large
         check(finite, "latents", name, "must be finite")
-        if self.shape is not None:
-            shape = tuple(latents.shape[1:])
-            check(shape == self.shape, "latents", shape, f"must be {self.shape}, as those of the buffer")
-            check(
-                str(latents.dtype) == self.dtype,
-                "latents",
-                str(latents.dtype),
-                f"must be {self.dtype}, as the buffer's",
-            )
-            mine, theirs = self.origin, origin
-            if mine != theirs:
-                field = next(
-                    (f for f in Origin._fields if getattr(mine, f, None) != getattr(theirs, f, None)), "origin"
-                )
-                found, wanted = getattr(theirs, field, None), getattr(mine, field, None)
-                check(False, field.replace("_", " "), found, f"must be {wanted}, as that of the buffer's latents")
+        if self.shape is None:
+            return
+        same: list[tuple[str, object, object]] = [("latents", self.shape, tuple(latents.shape[1:]))]
+        same += [("latents", self.dtype, str(latents.dtype))]
+        for field in Origin._fields:
+            same += [(field.replace("_", " "), getattr(self.origin, field, None), getattr(origin, field, None))]
+        for what, wanted, found in same:
+            check(found == wanted, what, found, f"must be {wanted}, as that of the buffer's latents")
 
     def _quotas(self, keys: Mapping[str, Tensor]) -> dict[str, int]:
-        """How many of each class's rows stay, given the keys of all candidates, sorted within their class."""
+        """Say how many rows of each class stay, given the keys of all candidates, sorted within their class."""
         names, limit = list(keys), self.per_class or self.capacity
         if POLICIES[self.policy].balanced:
             shares = [self.capacity // len(names) + (k < self.capacity % len(names)) for k in range(len(names))]
@@ -306,7 +291,7 @@ class LatentReplayBuffer:
         self._prompts = {text: known[text].clone() for text in self._texts if text in known}
 
     def sample(self, n: int, step: int = 0) -> Sample:
-        """`n` rows drawn uniformly with replacement: a function of the buffer, its seed and `step` alone."""
+        """Draw `n` rows uniformly with replacement: a function of the buffer, its seed and `step` alone."""
         check(n >= 1, "n", n, "must be at least 1")
         check(len(self) > 0, "buffer", 0, "is empty; add a class first")
         assert self._rows is not None and self.shape is not None
@@ -326,17 +311,16 @@ class LatentReplayBuffer:
         index = {"places": self._filled, "keys": torch.cat(list(self._keys.values())), "captions": self._captions}
         index |= {f"prompt.{self._texts.index(text)}": value for text, value in self._prompts.items()}
         save_file({k: v.contiguous() for k, v in index.items()}, folder / "index.partial")
-        digests = {name: _sha256(folder / f"{name}.partial") for name in ("rows", "index")}
-        words = {
-            name: getattr(self, name) for name in ("capacity", "policy", "seed", "codec", "per_class", "shape", "dtype")
-        }
-        words |= {"origin": self.origin, "counts": self.counts, "texts": self._texts, "sha256": digests}
-        for name, digest in digests.items():
-            os.replace(folder / f"{name}.partial", folder / f"{name}-{digest[:16]}.safetensors")
+        digests = {name: sha256_file(folder / f"{name}.partial") for name in ("rows", "index")}
+        words = {name: getattr(self, name) for name in ("capacity", *_SETTINGS, "shape", "dtype", "origin", "counts")}
+        words |= {"texts": self._texts, "sha256": digests}
+        files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in digests.items()}
+        for name, file in files.items():
+            os.replace(folder / f"{name}.partial", file)
         (folder / "buffer.partial").write_text(json.dumps(words))
         os.replace(folder / "buffer.partial", folder / "buffer.json")
         for old in folder.glob("*-*.safetensors"):
-            if old.stem not in {f"{name}-{digest[:16]}" for name, digest in digests.items()}:
+            if old not in files.values():
                 old.unlink()
 
     @classmethod
@@ -346,14 +330,13 @@ class LatentReplayBuffer:
         try:
             words: dict[str, Any] = json.loads((folder / "buffer.json").read_text())
             files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in words["sha256"].items()}
-            found = {name: _sha256(path) for name, path in files.items()}
+            found = {name: sha256_file(path) for name, path in files.items()}
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"buffer={str(folder)!r}: cannot be read ({error})") from error
         for name, digest in words["sha256"].items():
             problem = f"{files[name].name} does not match its checksum: cut short or altered"
             check(found[name] == digest, "buffer", str(folder), problem)
-        settings = {name: words[name] for name in ("codec", "per_class")}
-        buffer = cls(words["capacity"], words["policy"], words["seed"], disk=disk, **settings)
+        buffer = cls(words["capacity"], disk=disk, **{name: words[name] for name in _SETTINGS})
         buffer.shape, buffer.dtype, buffer._texts = tuple(words["shape"]), words["dtype"], words["texts"]
         buffer.origin = Origin(*words["origin"]) if words["origin"] else None
         buffer._rows = buffer._new_rows()
@@ -364,8 +347,3 @@ class LatentReplayBuffer:
         buffer._keys = dict(zip(words["counts"], index["keys"].split(counts), strict=True))
         buffer._prompts = {text: index[f"prompt.{i}"] for i, text in enumerate(buffer._texts) if f"prompt.{i}" in index}
         return buffer
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -8,9 +8,10 @@ import pytest
 
 from kdcdiff.book.chapter import open_chapter
 from kdcdiff.book.results import Results
+from kdcdiff.data.names import checked_dataset
 from kdcdiff.errors import UserError
 from kdcdiff.experiments import profiles
-from kdcdiff.experiments.run import checked_dataset
+from kdcdiff.metrics.estimate import Estimate
 
 
 def test_profiles_differ_only_in_sizes():
@@ -84,8 +85,8 @@ def test_an_open_chapter_records_and_says_its_tier(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     opened = open_chapter(**GOOD, artifacts=tmp_path / "store", temperature=2)
     assert "profile smoke, data set flora, seed 3, on" in capsys.readouterr().out
-    assert opened.profile.temperature == 2.0 and opened.own == {"temperature": 2.0}
-    opened.record("a.b", 0.5, unit="dB", interval=(0.4, 0.6), n=9)
+    assert opened.profile.temperature == 2.0
+    opened.record("a.b", Estimate(0.5, 0.4, 0.6, 9), unit="dB")
     found = Results.load(tmp_path / "_build" / "results.json")["a.b"]
     assert (found.profile, found.dataset, found.seed, found.unit, found.n) == ("smoke", "flora", 3, "dB", 9)
     assert opened.figures["a.b"] == found

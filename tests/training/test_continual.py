@@ -61,7 +61,7 @@ def encoder(pixels: torch.Tensor) -> torch.Tensor:
     return latent_set().mean[pixels[:, 0, 0, 0].long()]
 
 
-def dreamer(unet, classes, count):
+def generate(unet, classes, count):
     return latent_set(count).of_classes(classes)
 
 
@@ -71,7 +71,7 @@ def learn_tiny(folder, method, pause=0.0, steps=4, after=lambda stage, unet: Non
         after(stage, unet)
 
     unet = tiny()
-    given = {"capacity": 6, "pixels": PIXELS, "encoder": encoder, "dreamer": dreamer} | settings
+    given = {"capacity": 6, "pixels": PIXELS, "encoder": encoder, "generate": generate} | settings
     memory = continual.learn(
         unet, latent_set(), ORDER, DDIMScheduler(**SCHEDULER), method, steps=steps, batch=4, lr=1e-3,
         seed=1, folder=folder, after_stage=after_stage, **given,
@@ -190,10 +190,10 @@ def test_pixels_of_the_same_rows_are_the_same_memory(tmp_path):
     assert not torch.allclose(latent, ended(tmp_path / "n", "naive", steps=6), atol=1e-3)
 
 
-def test_an_anchor_holds_the_weights(tmp_path, monkeypatch):
+def test_ewc_holds_the_weights(tmp_path, monkeypatch):
     moved = {}
     for weight in (0.0, 1e6):
-        monkeypatch.setitem(continual.METHODS, "ewc", continual.Method(anchor=weight or 1e-12))
+        monkeypatch.setitem(continual.METHODS, "ewc", continual.Method(ewc_weight=weight or 1e-12))
         seen = []
         after = lambda stage, unet, seen=seen: seen.append(unet.conv_in.weight.detach().clone())  # noqa: E731
         learn_tiny(tmp_path / str(weight), "ewc", steps=8, after=after)
@@ -208,7 +208,7 @@ def test_the_share_of_old_rows_can_be_chosen(tmp_path):
         learn_tiny(tmp_path / "x", "latent-replay", share=1.0)
 
 
-@pytest.mark.parametrize(("method", "missing"), [("pixel-replay", "encoder"), ("generative-replay", "dreamer")])
+@pytest.mark.parametrize(("method", "missing"), [("pixel-replay", "encoder"), ("generative-replay", "generate")])
 def test_what_a_method_needs_is_asked_for(tmp_path, method, missing):
     with pytest.raises(UserError, match=f"{method} needs"):
         learn_tiny(tmp_path, method, **{missing: None})

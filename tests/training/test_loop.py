@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from kdcdiff.training import fit
+from kdcdiff.training.loop import fit
 torch.set_num_threads(1)
 folder, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 torch.manual_seed(0)

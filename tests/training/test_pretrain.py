@@ -4,16 +4,19 @@ import json
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from kdcdiff import cli
 from kdcdiff.data import sources
+from kdcdiff.data.image_set import ImageSet
 from kdcdiff.models import pipeline as pipelines
 from kdcdiff.models.classifier import Classifier, load_classifier
 from kdcdiff.models.pipeline import load_clip, load_pipeline
+from kdcdiff.training import components
 from kdcdiff.training.components import fine_tune, perceptual_distance, train_classifier
 
 TINY = {
-    "images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "eye_steps": 2,
+    "images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "perceptual_net_steps": 2,
     "autoencoder_steps": 2, "autoencoder_batch": 4, "unet_steps": 2, "unet_batch": 4, "classifier_steps": 2,
     "classifier_batch": 8,
 }  # fmt: skip
@@ -29,9 +32,9 @@ def made(tmp_path_factory):
 
 def test_what_it_writes_can_ship(made, monkeypatch):
     monkeypatch.setattr(pipelines, "ASSETS", made / "assets")
-    pipeline, judge, (scorer, _) = load_pipeline("flora"), load_classifier(), load_clip()
+    pipeline, judge, (clip, _) = load_pipeline("flora"), load_classifier(), load_clip()
     assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
-    assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and scorer.config.projection_dim == 64
+    assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and clip.config.projection_dim == 64
     assert pipeline.vae.config.scaling_factor != 0.18215
     assert not [f for f in (made / "assets").rglob("*.json") if "_name_or_path" in f.read_text()]
     words = json.loads((made / "assets" / "provenance.json").read_text())
@@ -39,12 +42,12 @@ def test_what_it_writes_can_ship(made, monkeypatch):
 
 
 def test_perceptual_distance_is_zero_for_the_same_and_grows_with_blur(made):
-    eye = Classifier(("a", "b"))
+    net = Classifier(("a", "b"))
     pictures = sources.load_flora("train", ("daisy",), 4, progress=False).images.float() / 127.5 - 1
     blurred = torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
-    assert perceptual_distance(eye, pictures, pictures) == 0
+    assert perceptual_distance(net, pictures, pictures) == 0
     assert (
-        perceptual_distance(eye, blurred, pictures) > perceptual_distance(eye, (blurred + pictures) / 2, pictures) > 0
+        perceptual_distance(net, blurred, pictures) > perceptual_distance(net, (blurred + pictures) / 2, pictures) > 0
     )
 
 
@@ -56,12 +59,34 @@ def test_the_same_seed_gives_the_same_judge():
     assert not torch.equal(one.head.weight, other.head.weight)
 
 
+@pytest.mark.parametrize(("side", "stages"), [(32, 2), (96, 3)])
+def test_sizes_are_those_of_the_pictures_and_of_the_autoencoder(side, stages, monkeypatch):
+    """Pictures of another side than the shipped stack's, an autoencoder that down-samples by 2 or by 4."""
+    seen = []
+
+    def one_step(model, loss, batch, **settings):
+        data = batch(0, torch.Generator().manual_seed(0))
+        seen.append({name: tuple(value.shape) for name, value in data.items()} | {"loss": loss(model, data, None)[0]})
+
+    monkeypatch.setattr(components, "fit", one_step)
+    images = ImageSet(torch.randint(0, 256, (6, 3, side, side), dtype=torch.uint8), torch.arange(6) % 2, ("", "") * 3,
+                      ("a", "b"))  # fmt: skip
+    net = train_classifier(images, 1, 4, 0, None, "")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * stages, "up_block_types": ("UpDecoderBlock2D",) * stages}
+    vae = AutoencoderKL(**blocks, block_out_channels=(8,) * stages, norm_num_groups=4, latent_channels=5)
+    components.train_autoencoder(vae, images.images, net, steps=1, batch=4, lr=1e-3, seed=0, folder=None)
+    latent = side // 2 ** (stages - 1)
+    assert seen[0]["pixels"] == seen[1]["pixels"] == (4, 3, side, side)
+    assert seen[1]["noise"] == (4, 5, latent, latent) and all(row["loss"].isfinite() for row in seen)
+
+
 def test_fine_tuning_fits_a_pipeline_to_other_pictures(made, tmp_path):
     pipeline = load_pipeline(made / "assets" / "pipeline").to(torch.float32)
     images = sources.load_flora("test", ("daisy", "rose"), 8, progress=False)
     before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
     weights = [pipeline.vae.decoder.conv_in.weight.clone(), pipeline.unet.conv_in.weight.clone()]
-    fine_tune(pipeline, images, eye_steps=2, autoencoder_steps=2, unet_steps=2, batch=4, seed=0, folder=tmp_path)
+    steps = {"perceptual_net_steps": 2, "autoencoder_steps": 2, "unet_steps": 2}
+    fine_tune(pipeline, images, **steps, batch=4, seed=0, folder=tmp_path)
     assert not torch.equal(pipeline.vae.decoder.conv_in.weight, weights[0])
     assert not torch.equal(pipeline.unet.conv_in.weight, weights[1])
     assert all(torch.equal(before[name], p) for name, p in pipeline.text_encoder.named_parameters())

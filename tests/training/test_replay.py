@@ -254,7 +254,7 @@ def test_latents_of_another_kind_are_refused_by_name(change, message):
 
 PROGRAM = """
 import sys, torch
-from kdcdiff.replay import LatentReplayBuffer
+from kdcdiff.training.replay import LatentReplayBuffer
 buffer, k = LatentReplayBuffer(64, seed=1), 0
 while True:
     buffer.add_class(str(k), torch.full((40, 2, 8, 8), float(k)), [str(k)] * 40)
