@@ -11,6 +11,10 @@ PARAMS    ?=
 PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
+LINTED    := kdcdiff tests benchmarks tools notebooks
+
+# OpenMP's threads sleep while they wait, in all that is started here: a busy machine stays usable (book/scaling.md).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.kdcdiff-packages
@@ -21,12 +25,14 @@ READY := $(VENV)/.kdcdiff-ready
 
 help:
 	@echo "make setup                 the environment: $(VENV), pinned packages, this project, a Jupyter kernel"
+	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "make book                  run every chapter and render the book to _build/html"
 	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
-	@echo "make test                  the tests, the notebooks among them          TESTS=tests/test_store.py"
-	@echo "make lint                  ruff and mypy"
+	@echo "make test                  the tests, the notebooks among them"
+	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
+	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
 	@echo "make clean                 remove artifacts/ and _build/ (not $(VENV))"
@@ -47,9 +53,10 @@ $(STAMP): requirements.lock | $(BIN)/python
 	@$(BIN)/python -m pip check
 	@touch $@
 
-$(READY): $(STAMP) pyproject.toml kdcdiff-torchvision.pth
+$(READY): $(STAMP) pyproject.toml tools/torchvision_cpu.py
 	@echo "setup: installing the project and its Jupyter kernel"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+	@$(BIN)/python tools/torchvision_cpu.py
 	@$(BIN)/python -m ipykernel install --sys-prefix --name kdcdiff --display-name kdcdiff > /dev/null
 	@$(BIN)/python -c "import torchvision, torch; print(f'setup: torch {torch.__version__}, torchvision {torchvision.__version__}')"
 	@touch $@
@@ -68,7 +75,8 @@ test: $(READY)
 	@echo "test: passed; the report is in $(abspath _build/test-report.xml)"
 
 lint: $(READY)
-	@$(BIN)/ruff check kdcdiff tests benchmarks
+	@$(BIN)/ruff check $(LINTED)
+	@$(BIN)/ruff format --check $(filter-out notebooks,$(LINTED))
 	@$(BIN)/mypy
 	@echo "lint: clean"
 

@@ -32,15 +32,15 @@ from kdcdiff.sampling.folder import write
 OURS = """
 import sys
 from benchmarks_common import extractor
-from kdcdiff import metrics
-from kdcdiff.evaluation import ImageFolder
-made, real = (metrics.extract(ImageFolder(folder), extractor()) for folder in sys.argv[1:3])
-print("kid", metrics.kid(made, real).value, "fid", metrics.fid(made, real).value)
+from kdcdiff.data.image_folder import ImageFolder
+from kdcdiff.metrics import fid_kid
+made, real = (fid_kid.extract(ImageFolder(folder), extractor()) for folder in sys.argv[1:3])
+print("kid", fid_kid.kid(made, real).value, "fid", fid_kid.fid(made, real).value)
 """
 THEIRS = """
 import sys
 from benchmarks_common import extractor
-from kdcdiff.extractors import register_with_torch_fidelity
+from tests.metrics.bridges import register_with_torch_fidelity
 from torch_fidelity import fidelity
 name = register_with_torch_fidelity(extractor())
 flags = ["--cpu", "--batch-size", "256", "--feature-extractor", name]
@@ -50,22 +50,22 @@ fidelity.main()
 """
 COMMON = """
 import kdcdiff, torch
-from kdcdiff import extractors, stack
+from kdcdiff.metrics import extractors
+from kdcdiff.models.classifier import Classifier
 
 def extractor():
     torch.manual_seed(0)
-    return extractors.features(stack.Classifier([str(i) for i in range(20)]).eval())
+    return extractors.features(Classifier([str(i) for i in range(20)]).eval())
 """
 
 
 def draw_folder(folder: Path, count: int, seed: int) -> None:
-
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 500):
         n = min(500, count - start)
         coarse = torch.randint(0, 256, (n, 3, 8, 8), generator=generator).float()
         images = torch.nn.functional.interpolate(coarse, size=64, mode="bilinear").to(torch.uint8)
-        write(images, folder, prompts=[""] * n, seeds=seed, start=start)
+        write(images, folder, [{"file_name": f"{start + i:06d}.png", "text": "", "seed": seed} for i in range(n)])
 
 
 def measured(script: str, folders: list[Path], here: Path) -> tuple[float, float, str]:

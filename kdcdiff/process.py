@@ -1,13 +1,18 @@
-"""Keep freed memory in the process: on two cores, half of a training step was the kernel handing out zeroed pages.
+"""How a process treats its machine: it keeps freed memory, and its threads sleep while they wait.
 
-glibc gives each large tensor pages of its own and returns them when it is freed, so a step that makes and frees a
-gigabyte of activations takes hundreds of thousands of page faults. Told to keep its memory, the same process takes
-almost none (`benchmarks/allocator.py`). The price: its resident size stays at its peak until it ends.
+**Memory.** glibc gives each large tensor pages of its own and returns them when it is freed, so a step that makes and
+frees a gigabyte of activations takes hundreds of thousands of page faults, and on two cores half of its time was the
+kernel handing out zeroed pages. Told to keep its memory, the same process takes almost none: `benchmarks/allocator.py`.
+The price: its resident size stays at its peak until it ends.
+
+**Waiting.** OpenMP's threads spin by default while they wait for each other. Beside another process they spin on cores
+that the awaited thread needs (`benchmarks/busy.py`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 MALLOPT = {  # parameter of mallopt(3) -> value
@@ -23,3 +28,12 @@ def keep_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return all([libc.mallopt(parameter, value) for parameter, value in MALLOPT.items()])
+
+
+def wait_passively() -> None:
+    """Let this process's OpenMP threads, and those of all that it starts, sleep while they wait.
+
+    A value of OMP_WAIT_POLICY that the user has set stays. OpenMP reads it once, when its library is loaded: call this
+    before torch is imported. (libgomp then has GOMP_SPINCOUNT at 0 of itself.)
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,13 +1,15 @@
-"""Where a figure comes from: library versions, commit, device, and the memory its making took."""
+"""Where a figure comes from: checksums, library versions, commit, device, and the memory its making took."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,22 @@ LIBRARIES = (
 )
 
 
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file in hex, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_weights(state: Mapping[str, Any]) -> str:
+    """Return the sha256 in hex of a network's ``state_dict``: names and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + value.float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class PeakMemory:
-    """Peak resident bytes of this process and its children in a `with` block, sampled 10 times a second."""
+    """Measure peak resident bytes of this process and its children in a `with` block, sampled 10 times a second."""
 
     def __init__(self, interval: float = 0.1) -> None:
         self.interval = interval
@@ -64,7 +80,7 @@ class PeakMemory:
 
 
 def device_name() -> str:
-    """What a stage ran on: the GPU's name, or `cpu`. Does not import torch."""
+    """Name what a stage ran on: the GPU, or `cpu`. Does not import torch."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return f"cuda ({torch.cuda.get_device_name()})"
@@ -73,7 +89,7 @@ def device_name() -> str:
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Versions of the installed libraries that figures depend on."""
+    """Return the versions of the installed libraries that figures depend on."""
     found = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -83,7 +99,7 @@ def libraries() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """The source's git commit (with `+` after it if the tree differs), or None outside a checkout."""
+    """Return the source's git commit (with `+` after it if the tree differs), or None outside a checkout."""
     here = Path(__file__).resolve().parent.parent
     try:
         run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
@@ -96,6 +112,7 @@ def commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
+    """Gather what a manifest says of where it was made."""
     return {
         "libraries": libraries(),
         "commit": commit(),

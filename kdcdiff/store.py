@@ -1,14 +1,14 @@
 """The artifact store: every stage's result is a folder, named by what went into it.
 
     store = Store("artifacts")
-    latents = store.get("latents", make, version=2, params={"images": 64}, inputs={"data": data})
+    latents = store.get("latents", make, version=2, settings={"images": 64}, inputs={"data": data})
     tensors = safetensors.torch.load_file(latents / "latents.safetensors")
 
-key = sha256 of canonical JSON of (stage name, stage version, its parameters, the keys it reads, checksums of
-outside input). `make` writes into a work folder whose name depends on the key alone: it survives a kill, so
-that a training stage goes on from `work/checkpoint`. A finished folder gets its `manifest.json`, is synced to
-disk and renamed into place; nobody ever sees half of one. What was damaged since is moved aside, said, and
-made again.
+key = sha256 of canonical JSON of (stage name, stage version, its settings, the keys it reads, checksums of external
+inputs). The mapping that is keyed is the one that the work is called with, `make(folder, **settings)`. `make` writes
+into a work folder whose name depends on the key alone: it survives a kill, so that a training stage goes on from
+`work/checkpoint`. A finished folder gets its `manifest.json`, is synced to disk and renamed into place; nobody ever
+sees half of one. What was damaged since is moved aside, said, and made again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcdiff.errors import UserError
-from kdcdiff.provenance import PeakMemory, provenance
+from kdcdiff.provenance import PeakMemory, provenance, sha256_file
 
 MANIFEST = "manifest.json"
 CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
@@ -41,8 +41,8 @@ _verified: set[tuple[str, int]] = set()  # (folder, manifest's mtime): checksums
 def canonical(value: Any) -> Any:
     """`value` as plain JSON types, so that equal inputs give equal keys: 1, 1.0 and True stay three values.
 
-    Mappings need string keys; dataclasses, tuples, paths and numpy scalars are taken; NaN and the rest raise
-    TypeError.
+    Mappings need string keys; tuples, paths, numpy scalars and dataclasses (under their class's name) are taken; NaN
+    and the rest raise TypeError.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -57,7 +57,8 @@ def canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return canonical(dataclasses.asdict(value))
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {type(value).__name__: canonical(fields)}
     if isinstance(value, Path):
         return value.as_posix()
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
@@ -66,17 +67,12 @@ def canonical(value: Any) -> Any:
 
 
 def content_key(
-    stage: str, version: int, params: Mapping[str, Any], inputs: Mapping[str, str], outside: Mapping[str, str]
+    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], external: Mapping[str, str]
 ) -> str:
     """The sha256, in hex, that names a stage's result. `inputs` maps names to the keys of artifacts read."""
-    whole = {"stage": stage, "version": version, "params": params, "inputs": inputs, "outside": outside}
+    whole = {"stage": stage, "version": version, "settings": settings, "inputs": inputs, "external": external}
     text = json.dumps(canonical(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,23 +122,23 @@ class Store:
     def get(
         self,
         stage: str,
-        make: Callable[[Path], None],
+        make: Callable[..., None],
         *,
         version: int = 1,
-        params: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
         inputs: Mapping[str, Artifact] | None = None,
-        outside: Mapping[str, str] | None = None,
+        external: Mapping[str, str] | None = None,
     ) -> Artifact:
-        """The artifact of `stage` for these inputs, made by `make(work_folder)` unless it is there and whole.
+        """Return the artifact of `stage`, made by `make(folder, **settings)` unless it is there and whole.
 
         A second process that asks for the same key waits for the first. An error in `make` is passed on and
         publishes nothing; the work folder stays only where it holds a checkpoint.
         """
-        params, inputs, outside = params or {}, inputs or {}, outside or {}
+        settings, inputs, external = settings or {}, inputs or {}, external or {}
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", stage):
             raise ValueError(f"stage={stage!r}: letters, digits, dots, dashes and underscores")
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
-        key = content_key(stage, version, params, input_keys, outside)
+        key = content_key(stage, version, settings, input_keys, external)
         name = f"{stage}-{key[:16]}"
         with self._explained(f"building stage {stage}"), self._locked(name):
             artifact, built = self._published(name, key), False
@@ -151,11 +147,11 @@ class Store:
                     "stage": stage,
                     "version": version,
                     "key": key,
-                    "params": canonical(params),
+                    "settings": canonical(settings),
                     "inputs": input_keys,
-                    "outside": dict(outside),
+                    "external": dict(external),
                 }
-                artifact, built = self._build(name, recipe, make), True
+                artifact, built = self._build(name, recipe, lambda folder: make(folder, **settings)), True
         seconds, peak = artifact.manifest["seconds"], artifact.manifest["peak_bytes"]
         if built or name not in self._told:  # a chapter asks for some stages many times over
             self._told.add(name)
@@ -165,18 +161,6 @@ class Store:
         if self.on_use:
             self.on_use(artifact, built)
         return artifact
-
-    def costs(self) -> list[dict[str, Any]]:
-        """What each stage took, oldest first: stage, key, seconds, peak_bytes, device, created, bytes on
-        disk.
-        """
-        rows = []
-        for path in self.root.glob(f"*/{MANIFEST}"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                manifest = json.loads(path.read_text())
-                row = {name: manifest[name] for name in ("stage", "key", "seconds", "peak_bytes", "device", "created")}
-                rows.append(row | {"bytes": Artifact(path.parent, manifest["key"], manifest).bytes})
-        return sorted(rows, key=lambda row: (row["created"], row["stage"], row["key"]))
 
     def _published(self, name: str, key: str) -> Artifact | None:
         folder = self.root / name

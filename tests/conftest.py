@@ -14,8 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import kdcdiff  # noqa: F401 - first, so that torchvision can be imported after it
-from kdcdiff.book.chapter import open_chapter
+from kdcdiff.book.toc import slug
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 
 REPO = Path(__file__).resolve().parent.parent
@@ -26,6 +25,7 @@ seed: int = 0  # all randomness follows from it
 artifacts: str = "../artifacts"  # the store"""
 OPEN = """\
 from kdcdiff.book.chapter import open_chapter
+from kdcdiff.book.toc import slug
 settings = dict(profile=profile, dataset=dataset, seed=seed, artifacts=artifacts)
 chapter = open_chapter("{name}", **settings{own})"""
 
@@ -91,13 +91,11 @@ LIGHT = "settings = (profile, dataset, seed, artifacts)"  # reads the parameters
 
 
 def write_notebook(path: Path, cells: list[str], parameters: str = "", own: str = "", light: bool = False) -> Path:
-    """A chapter: a title, the parameters cell, `chapter.open`, then `cells`; those that start with `md:` are
-    prose.
-    """
+    """Write a chapter: a title, the parameters cell, `open_chapter`, then `cells`; `md:` before one: prose."""
     made = [
         nbformat.v4.new_markdown_cell(f"# Chapter {path.stem}"),
         nbformat.v4.new_code_cell(f"{PARAMETERS}\n{parameters}".strip(), metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(LIGHT if light else OPEN.format(name=path.stem, own=own)),
+        nbformat.v4.new_code_cell(LIGHT if light else OPEN.format(name=slug(path), own=own)),
     ]
     for text in cells:
         prose = text.startswith("md:")
@@ -111,7 +109,7 @@ def write_notebook(path: Path, cells: list[str], parameters: str = "", own: str 
 
 @pytest.fixture
 def small_book(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a book of notebooks given as {name: cells}, with this project's settings; returns its folder."""
+    """Makes a book of notebooks given as {file's stem: cells}, with this project's settings; returns its folder."""
 
     def make(chapters: dict[str, list[str]], **options: Any) -> Path:
         root = tmp_path / "book-folder"
@@ -132,17 +130,15 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def opened(tmp_path, monkeypatch):
-    """Opens a chapter at smoke over one store; `opened.built` counts the stages that were made."""
-    monkeypatch.setenv("KDCDIFF_RESULTS", str(tmp_path / "results.json"))
+def opened(tmp_path):
+    """Opens a run at smoke over one store; `opened.built` counts the stages that were made."""
+    from kdcdiff.experiments.run import open_run
 
     built: Counter[str] = Counter()
 
-    def make(dataset: str = "flora", **own):
-        book = open_chapter("test", profile="smoke", dataset=dataset, seed=0, artifacts=tmp_path / "artifacts", **own)
-        heard = book.store.on_use
-        book.store.on_use = lambda artifact, new: (built.update([artifact.stage] * new), heard(artifact, new))
-        return book
+    def make(dataset: str = "flora", **sizes):
+        heard = {"on_use": lambda artifact, new: built.update([artifact.stage] * new), "say": lambda line: None}
+        return open_run("smoke", dataset, 0, tmp_path / "artifacts", **heard, **sizes)
 
     make.built = built
     return make

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdcdiff.book.results import Results
 from kdcdiff.errors import UserError
 from kdcdiff.store import Store, _verified, canonical, content_key, sha256_file
 
@@ -28,8 +27,13 @@ plain = st.recursive(
 )
 
 
+def published(root: Path) -> list[str]:
+    """The artifacts of a store."""
+    return sorted(path.parent.name for path in root.glob("*/manifest.json"))
+
+
 def write(text: str):
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         (work / "out.txt").write_text(text)
 
     return make
@@ -75,13 +79,13 @@ def test_what_has_no_canonical_form_is_refused(value):
 
 def test_every_part_of_the_recipe_is_in_the_key(tmp_path):
     store = Store(tmp_path)
-    first, second = store.get("a", write("1")), store.get("a", write("2"), params={"n": 1})
+    first, second = store.get("a", write("1")), store.get("a", write("2"), settings={"n": 1})
     others = [
         store.get("a", write("3"), version=2),
         store.get("b", write("4")),
         store.get("a", write("5"), inputs={"x": first}),
         store.get("a", write("6"), inputs={"x": second}),
-        store.get("a", write("7"), outside={"x": "abc"}),
+        store.get("a", write("7"), external={"x": "abc"}),
     ]
     assert len({artifact.key for artifact in (first, second, *others)}) == 7
 
@@ -89,14 +93,14 @@ def test_every_part_of_the_recipe_is_in_the_key(tmp_path):
 def test_a_stage_is_made_once_and_said(tmp_path, capsys):
     calls = []
 
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         calls.append(work)
         (work / "deep").mkdir()
         (work / "deep" / "out.txt").write_text("hello")
 
     store = Store(tmp_path)
-    made = store.get("latents", make, params={"n": 1})
-    again = Store(tmp_path).get("latents", make, params={"n": 1})
+    made = store.get("latents", make, settings={"n": 1})
+    again = Store(tmp_path).get("latents", make, settings={"n": 1})
     assert len(calls) == 1 and made.path == again.path
     assert (again / "deep/out.txt").read_text() == "hello"
     lines = capsys.readouterr().out.splitlines()
@@ -108,21 +112,21 @@ def test_the_manifest_says_how_it_came_about(tmp_path):
     store = Store(tmp_path)
     data = store.get("data", write("x"))
 
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         block = np.ones(40_000_000)  # 320 MB, for long enough to be sampled
         time.sleep(0.3)
         (work / "sum.txt").write_text(str(block.sum()))
 
-    artifact = store.get("sums", make, version=3, params={"n": 2}, inputs={"data": data}, outside={"set": "abc"})
+    artifact = store.get("sums", make, version=3, settings={"n": 2}, inputs={"data": data}, external={"set": "abc"})
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest == artifact.manifest
-    assert manifest["params"] == {"n": 2} and manifest["inputs"] == {"data": data.key}
-    assert manifest["outside"] == {"set": "abc"} and manifest["version"] == 3
+    assert manifest["settings"] == {"n": 2} and manifest["inputs"] == {"data": data.key}
+    assert manifest["external"] == {"set": "abc"} and manifest["version"] == 3
     assert manifest["files"] == {"sum.txt": {"bytes": 10, "sha256": sha256_file(artifact / "sum.txt")}}
     assert manifest["seconds"] >= 0.3 and manifest["peak_bytes"] > 320e6
     assert {"torch", "diffusers", "kdcdiff"} <= manifest["libraries"].keys()
     assert {"python", "commit", "device", "created"} <= manifest.keys()
-    assert [(row["stage"], row["bytes"]) for row in store.costs()] == [("data", 1), ("sums", 10)]
+    assert data.bytes == 1 and artifact.bytes == 10
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "manifest", "foreign"])
@@ -150,20 +154,20 @@ def test_damage_is_moved_aside_said_and_made_again(tmp_path, capsys, damage):
 def test_an_error_publishes_nothing_and_leaves_no_rest(tmp_path):
     store = Store(tmp_path)
 
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         (work / "half.txt").write_text("half")
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         store.get("a", make)
-    assert store.costs() == [] and list((tmp_path / "work").iterdir()) == []
+    assert published(tmp_path) == [] and list((tmp_path / "work").iterdir()) == []
     assert (store.get("a", write("whole")) / "out.txt").read_text() == "whole"
 
 
 def test_a_checkpoint_is_kept_over_an_error_and_never_published(tmp_path, capsys):
     store = Store(tmp_path)
 
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         checkpoint = work / "checkpoint"
         if not checkpoint.exists():
             checkpoint.mkdir()
@@ -183,13 +187,13 @@ KILLED = """
     from pathlib import Path
     from kdcdiff.store import Store
 
-    def make(work):
+    def make(work, **settings):
         (work / "checkpoint").write_text("step 5")
         (work / "log.jsonl").write_text("one line")
         print("halfway", flush=True)
         time.sleep(60)
 
-    Store(sys.argv[1]).get("train", make, params={"steps": 10})
+    Store(sys.argv[1]).get("train", make, settings={"steps": 10})
 """
 
 
@@ -198,14 +202,14 @@ def test_a_killed_stage_goes_on_from_its_work_folder(tmp_path):
     assert process.stdout is not None and process.stdout.readline() == b"halfway\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Store(tmp_path).costs() == [], "nothing half-made is published"
+    assert published(tmp_path) == [], "nothing half-made is published"
     seen = []
 
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         seen.extend(sorted(path.name for path in work.iterdir()))
         (work / "out.txt").write_text((work / "checkpoint").read_text())
 
-    artifact = Store(tmp_path).get("train", make, params={"steps": 10})
+    artifact = Store(tmp_path).get("train", make, settings={"steps": 10})
     assert seen == ["checkpoint", "log.jsonl"]
     assert (artifact / "out.txt").read_text() == "step 5" and (artifact / "log.jsonl").exists()
 
@@ -214,7 +218,7 @@ RACER = """
     import os, sys, time
     from kdcdiff.store import Store
 
-    def make(work):
+    def make(work, **settings):
         time.sleep(0.5)
         (work / "out.txt").write_text(str(os.getpid()))
 
@@ -230,17 +234,17 @@ def test_processes_that_ask_at_once_share_one_making(tmp_path):
 
 
 def test_a_full_disk_is_one_clear_line_and_nothing_half_written(tmp_path):
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         (work / "half.txt").write_text("half")
         Path("/dev/full").write_text("no room")
 
     with pytest.raises(UserError, match=r"artifacts='.*no space left while building stage big"):
         Store(tmp_path).get("big", make)
-    assert Store(tmp_path).costs() == [] and list((tmp_path / "work").iterdir()) == []
+    assert published(tmp_path) == [] and list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_full_disk_told_as_text_is_understood(tmp_path):
-    def make(work: Path) -> None:
+    def make(work: Path, **settings: object) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     with pytest.raises(UserError, match="no space left"):
@@ -278,57 +282,3 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
 def test_a_stage_name_cannot_leave_the_root(tmp_path):
     with pytest.raises(ValueError, match="letters, digits"):
         Store(tmp_path).get("../outside", write("x"))
-
-
-# results
-
-
-def where(chapter: str) -> dict:
-    return {"profile": "smoke", "dataset": "flora", "seed": 0, "device": "cpu", "chapter": chapter}
-
-
-def test_results_are_read_back_as_recorded(tmp_path):
-    results = Results(tmp_path / "_build" / "results.json")
-    results.record("teacher.class_accuracy", np.float64(0.9), unit="", interval=(0.8, 0.95), n=40, **where("02"))
-    found = Results.load(results.path)["teacher.class_accuracy"]
-    assert (found.value, found.interval, found.n, found.chapter) == (0.9, (0.8, 0.95), 40, "02")
-    assert type(found.value) is float and found.device == "cpu"
-    assert Results.load(tmp_path / "none.json") == {}
-
-
-def test_a_name_has_one_owner_and_one_value(tmp_path):
-    results = Results(tmp_path / "results.json")
-    results.record("a.b", 1, unit="", **where("02"))
-    results.record("a.b", 1, unit="", **where("02"))
-    with pytest.raises(ValueError, match="twice in this chapter"):
-        results.record("a.b", 2, unit="", **where("02"))
-    with pytest.raises(ValueError, match="by chapter '02' before"):
-        results.record("a.b", 1, unit="", **where("03"))
-    results.begin("02")
-    results.record("a.b", 2, unit="", **where("02"))
-    assert Results.load(results.path)["a.b"].value == 2
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "1", None])
-def test_a_figure_is_a_finite_number(tmp_path, value):
-    with pytest.raises(ValueError, match="finite number"):
-        Results(tmp_path / "r.json").record("a", value, unit="", **where("1"))
-
-
-@pytest.mark.parametrize("name", ["", "a b", "a..b", ".a", "a:b"])
-def test_a_name_is_dotted_words(tmp_path, name):
-    with pytest.raises(ValueError, match="dotted words"):
-        Results(tmp_path / "r.json").record(name, 1, unit="", **where("1"))
-
-
-def test_stage_costs_are_figures_too(tmp_path):
-    results = Results(tmp_path / "r.json")
-    store = Store(tmp_path / "s", on_use=lambda artifact, built: results.use(artifact, built, "04"))
-    one, two = (store.get("distill", write("x"), params={"n": n}) for n in (1, 2))
-    store.get("distill", write("x"), params={"n": 1})
-    found = Results.load(results.path)
-    assert found["stage.distill.seconds"].value == pytest.approx(one.manifest["seconds"] + two.manifest["seconds"])
-    peak = max(one.manifest["peak_bytes"], two.manifest["peak_bytes"])
-    assert found["stage.distill.peak_bytes"].value == peak
-    results.begin("04")
-    assert Results.load(results.path) == {}

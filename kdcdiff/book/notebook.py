@@ -1,28 +1,26 @@
-"""The book as data: which chapters there are, what parameters each takes, and whether a notebook is sound.
-
-`_toc.yml` is the one list of chapters and their order; a chapter is an entry that is a notebook. Nothing is
-run here.
-"""
+"""A notebook as data: what parameters it takes, whether their values are used, whether it is sound. Nothing is run."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 from nbformat import NotebookNode
 
 from kdcdiff.errors import UserError, check
+from kdcdiff.store import sha256_file
 
 STANDARD = ("profile", "dataset", "seed", "artifacts")  # what every chapter takes
 MARK = "NBVAL_CHECK_OUTPUT"  # a cell whose output is exact on any machine
+PACKAGE = Path(__file__).resolve().parent.parent
+USERS = ("experiments", "book")  # the packages that put a profile's sizes to use
 _KINDS: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -36,7 +34,7 @@ class Parameter:
     default: Any
 
     def parse(self, value: Any, chapter: str) -> Any:
-        """`value`, perhaps text from a command line, as this parameter's type, or UserError."""
+        """Return `value`, perhaps text from a command line, as this parameter's type, or raise UserError."""
         words = self.kind.__name__ + (" or None" if self.optional else "")
         if self.optional and (value is None or str(value).lower() in ("none", "null", "")):
             return None
@@ -52,76 +50,8 @@ class Parameter:
         return value
 
 
-@dataclass(frozen=True)
-class Page:
-    """An entry of the table of contents: `name` is its file's stem, `path` its file relative to the book's
-    root.
-    """
-
-    name: str
-    path: Path
-
-    @property
-    def is_chapter(self) -> bool:
-        return self.path.suffix == ".ipynb"
-
-
-@dataclass(frozen=True)
-class Book:
-    """A book's folder, with `_config.yml` and `_toc.yml`; what is made from it goes to `_build`."""
-
-    root: Path
-
-    @property
-    def build(self) -> Path:
-        return self.root / "_build"
-
-    @property
-    def staged(self) -> Path:
-        return self.build / "staged"
-
-    @property
-    def results(self) -> Path:
-        return self.build / "results.json"
-
-    def pages(self) -> list[Page]:
-        """Every page, in the table of contents' order. UserError: a page that does not exist, or twice."""
-        toc = self.root / "_toc.yml"
-        check(toc.is_file(), "root", str(self.root), "must be a book's folder, with a _toc.yml")
-        pages = []
-        for entry in _entries(yaml.safe_load(toc.read_text())):
-            stem = entry.removesuffix(".ipynb").removesuffix(".md")
-            found = [Path(stem + suffix) for suffix in (".ipynb", ".md") if (self.root / (stem + suffix)).is_file()]
-            check(bool(found), "_toc.yml", entry, "no such notebook or page")
-            pages.append(Page(found[0].stem, found[0]))
-        names = [page.path for page in pages]
-        check(len(set(names)) == len(names), "_toc.yml", str(toc), "names a page twice")
-        return pages
-
-    def chapters(self) -> list[Page]:
-        return [page for page in self.pages() if page.is_chapter]
-
-    def chosen(self, only: list[str] | None) -> list[Page]:
-        """The chapters named, in the book's order; all of them for None."""
-        chapters = self.chapters()
-        names = [chapter.name for chapter in chapters]
-        for name in only or []:
-            check(name in names, "only", name, f"must be a chapter of _toc.yml: {', '.join(names)}")
-        return [chapter for chapter in chapters if not only or chapter.name in only]
-
-
-def _entries(node: Any) -> Iterator[str]:
-    """Every `root` and `file` of a table of contents, in reading order."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _entries(item)
-    elif isinstance(node, dict):
-        yield from (str(node[key]) for key in ("root", "file") if key in node)
-        for key in ("parts", "chapters", "sections"):
-            yield from _entries(node.get(key, []))
-
-
 def read(path: Path) -> NotebookNode:
+    """Read a notebook. UserError: it is none, or cannot be read."""
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
@@ -129,7 +59,7 @@ def read(path: Path) -> NotebookNode:
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """The code cells that hold code."""
+    """List the code cells that hold code."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
 
 
@@ -138,11 +68,10 @@ def tags(cell: NotebookNode) -> list[str]:
 
 
 def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
-    """The parameters that a chapter declares, by name.
+    """Read the parameters that a chapter declares, by name.
 
-    UserError: not exactly one cell tagged `parameters`; a line in it that is not `name: type = literal`; a
-    type that papermill's help cannot read (`int | None`: write Optional[int]); or one of the four standard
-    ones missing.
+    UserError: not exactly one cell tagged `parameters`; a line in it that is not `name: type = literal`; a type that
+    papermill's help cannot read (`int | None`: write Optional[int]); or one of the four standard ones missing.
     """
     cells = [cell for cell in notebook.cells if "parameters" in tags(cell)]
     if len(cells) != 1:
@@ -151,7 +80,6 @@ def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
     for statement in ast.parse(cells[0].source).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
-        line = ast.unparse(statement)
         try:
             if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
                 raise ValueError
@@ -159,8 +87,8 @@ def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
             default = ast.literal_eval(statement.value or ast.Tuple([]))
         except (ValueError, KeyError):
             raise UserError(
-                f"{chapter}: {line!r} in the parameters cell must read 'name: type = literal', with a "
-                f"type of {', '.join(_KINDS)} or Optional[...] of one"
+                f"{chapter}: {ast.unparse(statement)!r} in the parameters cell must read 'name: type = literal', with "
+                f"a type of {', '.join(_KINDS)} or Optional[...] of one"
             ) from None
         found[statement.target.id] = Parameter(statement.target.id, kind, optional, default)
     missing = [name for name in STANDARD if name not in found]
@@ -170,6 +98,7 @@ def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
 
 
 def _kind(annotation: ast.expr) -> tuple[type, bool]:
+    """The type that an annotation names, and whether None is one of its values."""
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
         if annotation.value.id == "Optional":
             return _kind(annotation.slice)[0], True
@@ -179,27 +108,72 @@ def _kind(annotation: ast.expr) -> tuple[type, bool]:
     raise ValueError
 
 
-def unread(notebook: NotebookNode, names: Mapping[str, Any]) -> list[str]:
-    """The parameters that no later cell reads: setting one would change nothing."""
+def unread(notebook: NotebookNode, names: Iterable[str]) -> list[str]:
+    """List the parameters whose value is put to no use: setting one would change nothing.
+
+    A later cell that reads a parameter uses it, but `open_chapter(..., steps=steps)` only hands it on, as the
+    profile's size of that name; so that size must be read in turn, in a later cell or in the library.
+    """
+    tree = code_after_parameters(notebook)
+    sizes = sizes_read(tree) | sizes_of_library()
+    idle: set[ast.AST] = set()  # what is handed on to nobody
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] == "open_chapter":
+            for passed in call.keywords:
+                if passed.arg and passed.arg not in {*STANDARD, *sizes}:
+                    idle |= set(ast.walk(passed.value))
+    loaded = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node not in idle
+    }
+    return [name for name in names if name not in loaded]
+
+
+def code_after_parameters(notebook: NotebookNode) -> ast.Module:
+    """Parse the code of all cells that follow the parameters, line magics included."""
     from IPython.core.inputtransformer2 import TransformerManager
 
-    plain = TransformerManager()
-    read_names: set[str] = set()
-    after = False
-    for cell in code_cells(notebook):
-        if after and "injected-parameters" not in tags(cell):
-            tree = ast.parse(plain.transform_cell(cell.source))
-            read_names |= {
-                node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-            }
-        after = after or "parameters" in tags(cell)
-    return [name for name in names if name not in read_names]
+    cells = code_cells(notebook)
+    first = next((place for place, cell in enumerate(cells) if "parameters" in tags(cell)), len(cells))
+    later = [cell.source for cell in cells[first + 1 :] if "injected-parameters" not in tags(cell)]
+    return ast.parse("\n".join(TransformerManager().transform_cell(source) for source in later))
+
+
+def sizes_read(tree: ast.AST) -> set[str]:
+    """Collect the sizes that code reads off a profile: `run.profile.steps`, or `p.steps` after `p = run.profile`."""
+    profiles: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.annotation and ast.unparse(node.annotation).endswith("Profile"):
+            profiles.add(node.arg)
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = list(zip(target.elts, node.value.elts, strict=False))
+                profiles |= {name.id for name, value in pairs if isinstance(name, ast.Name) and _is_profile(value)}
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and (_is_profile(node.value) or (isinstance(node.value, ast.Name) and node.value.id in profiles))
+    }
+
+
+def _is_profile(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "profile"
+
+
+@lru_cache(maxsize=1)
+def sizes_of_library() -> frozenset[str]:
+    """Collect the sizes of a profile that the library itself reads."""
+    files = [path for package in USERS for path in sorted((PACKAGE / package).glob("*.py"))]
+    return frozenset(name for path in files for name in sizes_read(ast.parse(path.read_text())))
 
 
 def flaws(notebook: NotebookNode) -> list[str]:
-    """Why an executed notebook may not be published: errors, cells never run, marks that nbval does not see.
-    Empty if it is sound.
-    """
+    """Say why an executed notebook may not be published: errors, cells never run, marks that nbval does not see."""
     found = []
     for number, cell in enumerate(notebook.cells, 1):
         if cell.cell_type == "code" and cell.source.strip():
@@ -214,9 +188,7 @@ def flaws(notebook: NotebookNode) -> list[str]:
 
 
 def stripped(notebook: NotebookNode) -> list[int]:
-    """The cells (from 1) marked as exact whose stored output is missing: nbval would pass them without a
-    look.
-    """
+    """List the cells (from 1) marked as exact that lack their output: nbval would pass them without a look."""
     return [
         number
         for number, cell in enumerate(notebook.cells, 1)
@@ -225,25 +197,22 @@ def stripped(notebook: NotebookNode) -> list[int]:
 
 
 def source_digest(notebook: NotebookNode) -> str:
-    """A hash of what was written by hand: cells and their metadata, without outputs."""
-    cells = [
-        [cell.cell_type, cell.source, {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb")}]
-        for cell in notebook.cells
-    ]
-    return digest(cells)
-
-
-def tree_digest(paths: Iterator[Path] | list[Path], root: Path) -> str:
-    """A hash of files' names and contents."""
+    """Hash what was written by hand: cells and their metadata, without outputs."""
+    kept = ("tags", "mystnb")
     return digest(
         [
-            [path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
-            for path in sorted(paths)
-            if path.is_file()
+            [cell.cell_type, cell.source, {key: value for key, value in cell.metadata.items() if key in kept}]
+            for cell in notebook.cells
         ]
     )
 
 
+def tree_digest(paths: Iterable[Path], root: Path) -> str:
+    """Hash files' names, relative to `root`, and contents."""
+    files = [path for path in sorted(paths) if path.is_file()]
+    return digest([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
+
+
 def digest(value: Any) -> str:
-    default = dataclasses.asdict if dataclasses.is_dataclass(value) else str
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
+    """Hash anything that JSON can say; what it cannot goes in as text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

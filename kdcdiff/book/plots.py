@@ -11,7 +11,10 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 from torch import Tensor
+
+from kdcdiff.metrics.estimate import Estimate, as_estimate
 
 PALETTE = {"teacher": "#33658a", "student": "#d1495b", "neutral": "#8d99ae", "good": "#2a9d8f"}
 
@@ -34,7 +37,7 @@ def use_style() -> None:
 def picture_grid(
     images: Tensor, columns: int, *, rows: Sequence[str] = (), titles: Sequence[object] = (), side: float = 0.85
 ) -> Figure:
-    """Images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns, wrapped to their width."""
+    """Lay out images (N, 3, H, W) uint8, row after row; `rows` label the rows, `titles` the columns, wrapped."""
     wrapped = [textwrap.fill(str(title), max(8, int(14 * side))) for title in titles]
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     count = (len(images) + columns - 1) // columns
@@ -57,26 +60,27 @@ def picture_grid(
 
 
 def bars(
-    values: Mapping[str, tuple[float, float, float]],
+    values: Mapping[str, Estimate | float],
     *,
     unit: str,
     colours: Sequence[str] | None = None,
     limit: tuple[float, float] | None = None,
 ) -> Figure:
-    """Horizontal bars with intervals: label -> (value, low, high)."""
+    """Draw horizontal bars with their intervals; an exact or unknown one has no whisker."""
     figure, axis = plt.subplots(figsize=(6.4, 0.38 * len(values) + 0.8))
-    labels, numbers = list(values), np.array(list(values.values()))
-    errors = np.abs(numbers[:, 1:].T - numbers[:, 0]).reshape(2, -1)
+    estimates = [as_estimate(value) for value in values.values()]
+    reach = np.array([(e.value - e.low, e.high - e.value) for e in estimates]).reshape(-1, 2).T.clip(0)
+    reach[:, (reach.sum(0) == 0) | ~np.isfinite(reach.sum(0))] = np.nan
     axis.barh(
-        labels,
-        numbers[:, 0],
-        xerr=errors,
+        list(values),
+        [e.value for e in estimates],
+        xerr=reach,
         color=colours or PALETTE["teacher"],
         error_kw={"ecolor": "#333333", "capsize": 2},
         height=0.7,
     )
     axis.invert_yaxis()
-    axis.set(xlabel=unit, **({"xlim": limit} if limit else {}))
+    axis.set(xlabel=unit, xlim=limit)
     axis.grid(axis="y", visible=False)
     return figure
 
@@ -84,7 +88,7 @@ def bars(
 def curves(
     log: Sequence[Mapping[str, float]], names: Sequence[str], *, ylabel: str = "loss", logarithmic: bool = True
 ) -> Figure:
-    """Terms of a training log against its steps."""
+    """Draw terms of a training log against its steps."""
     figure, axis = plt.subplots(figsize=(6.4, 3.2))
     for name in names:
         axis.plot([r["step"] for r in log], [r[name] for r in log], label=name, marker=".", markersize=3)
@@ -103,7 +107,7 @@ def matrix(
     limits: tuple[float | None, float | None] = (0, 1),
     form: str = ".2f",
 ) -> Axes:
-    """A heat map with its numbers in `form`; NaN stays blank; colours run over `limits`, None: the values' own."""
+    """Draw a heat map with its numbers in `form`; NaN stays blank; colours run over `limits`, None: the values' own."""
     if axis is None:
         _, axis = plt.subplots(figsize=(0.62 * len(columns) + 1.6, 0.42 * len(rows) + 1.0))
     sns.heatmap(
@@ -116,7 +120,6 @@ def matrix(
         fmt=form,
         annot_kws={"fontsize": 7},
         cbar=False,
-        square=False,
         xticklabels=columns,
         yticklabels=rows,
         ax=axis,
@@ -128,11 +131,24 @@ def matrix(
     return axis
 
 
+def gradient_of(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of a loss of (output, target), each (N, 1, 1, 2), as a function of points (N, 2)."""
+
+    def gradient(points: Tensor) -> Tensor:
+        points = points.clone().requires_grad_()
+        output, wanted = (p.reshape(-1, 1, 1, 2) for p in (points, target.expand_as(points)))
+        return torch.autograd.grad(loss(output, wanted) * len(points), points)[0]
+
+    return gradient
+
+
 def gradient_fields(
     fields: Mapping[str, Callable[[Tensor], Tensor]], *, mark: tuple[float, float], span: float = 3
 ) -> Figure:
-    """Where each loss pushes a point of the plane: title -> the gradient at points (N, 2), (N, 2). Arrows go downhill,
-    and darker means steeper; `mark` is where one would want to arrive."""
+    """Draw where each loss pushes a point of the plane: title -> the gradient (N, 2) at points (N, 2).
+
+    Arrows go downhill, and darker means steeper; `mark` is where one would want to arrive.
+    """
     figure, axes = plt.subplots(1, len(fields), figsize=(2.9 * len(fields), 2.9), sharey=True, squeeze=False)
     line = torch.linspace(-span, span, 15)
     points = torch.stack([a.flatten() for a in torch.meshgrid(line, line, indexing="xy")], -1)
@@ -158,16 +174,16 @@ def trade_off(
     groups: Mapping[str, str] | None = None,
     side: float = 2.7,
 ) -> Figure:
-    """Every gain against every cost: `points` maps a model to its figures, `gains` a figure to whether more is better.
+    """Draw every gain against every cost.
 
-    The line is the Pareto front: models that no other one beats in both. `groups` maps a model to the name that it
-    shares a colour under; by default each has its own.
+    `points` maps a model to its figures, `gains` a figure to whether more is better. The line is the Pareto front:
+    models that no other one beats in both. `groups` maps a model to the name that it shares a colour under; by default
+    each has its own.
     """
     shown = groups or {name: name for name in points}
     labels = list(dict.fromkeys(shown[name] for name in points))
-    figure, axes = plt.subplots(
-        len(gains), len(costs), figsize=(side * len(costs) + 1.6, side * 0.72 * len(gains)), sharex="col", sharey="row"
-    )
+    size = (side * len(costs) + 1.6, side * 0.72 * len(gains))
+    figure, axes = plt.subplots(len(gains), len(costs), figsize=size, sharex="col", sharey="row", squeeze=False)
     colours = dict(zip(labels, sns.color_palette("deep", len(labels)), strict=True))
     for row, (gain, more) in zip(axes, gains.items(), strict=True):
         for axis, cost in zip(row, costs, strict=True):
@@ -184,4 +200,26 @@ def trade_off(
     handles, names = axes[0, 0].get_legend_handles_labels()
     found = dict(zip(names, handles, strict=True))
     figure.legend([found[label] for label in labels], labels, loc="outside right center", fontsize="x-small")
+    return figure
+
+
+def rank_panels(panels: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[str]]], across: int) -> Figure:
+    """Ranks (1: best) in one list against ranks in another: title -> (theirs, ours, kinds), each (rows,).
+
+    Lower values are better; rows of one kind share a colour; `across` panels stand in a row.
+    """
+    groups = dict.fromkeys(kind for _, _, kinds in panels.values() for kind in kinds)
+    colours = dict(zip(groups, [PALETTE["neutral"], PALETTE["teacher"], PALETTE["student"], "black"], strict=False))
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.1 * across, 3.0 * down), squeeze=False)
+    for axis, (title, (theirs, ours, kinds)) in zip(axes.flat, panels.items(), strict=False):
+        x, y = rankdata(theirs), rankdata(ours)
+        for kind, colour in colours.items():
+            chosen = [k for k, own in enumerate(kinds) if own == kind]
+            axis.scatter(x[chosen], y[chosen], color=colour, label=kind, s=26)
+        axis.axline((1, 1), slope=1, color="#bbbbbb", lw=0.8, zorder=0)
+        axis.set(title=title, xlabel="rank in the paper", ylabel="rank here")
+        axis.locator_params(integer=True, nbins=5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
     return figure

@@ -1,9 +1,8 @@
 """`kdcdiff build`: the staged book, rendered by Jupyter Book into `_build/html`, with warnings as errors.
 
-With execution off, Jupyter Book publishes a failed notebook and says nothing. So what is not sound is refused
-before: a chapter that is missing, failed, half executed, older than its source, or run at another profile
-than the rest. After it, every page must exist and load nothing from the network. The finished book replaces
-the old one in one rename.
+With execution off, Jupyter Book publishes a failed notebook and says nothing. So what is not sound is refused before:
+a chapter that is missing, failed, half executed, older than its source, or run at another profile than the rest. After
+it, every page must exist and load nothing from the network. The finished book replaces the old one in one rename.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from kdcdiff.book import notebook as notebooks
-from kdcdiff.book.notebook import Book
-from kdcdiff.book.staging import copy_pages, costs, is_current
+from kdcdiff.book.costs import chapter_costs, chapter_table, stage_costs, stage_table
+from kdcdiff.book.staging import copy_pages, is_current
+from kdcdiff.book.toc import Book
 from kdcdiff.errors import UserError
 from kdcdiff.store import write_atomically
 
@@ -40,7 +39,7 @@ class BuildFailed(Exception):
 
 
 def build(root: str | Path = ".") -> Path:
-    """Render the staged book; the folder of its pages. UserError: a chapter that may not be published."""
+    """Render the staged book into the folder returned. UserError: a chapter that may not be published."""
     book = Book(Path(root).resolve())
     faults = faults_of(book)
     if faults:
@@ -73,7 +72,7 @@ def build(root: str | Path = ".") -> Path:
 
 
 def faults_of(book: Book) -> list[str]:
-    """Why the staged chapters may not be published; empty if they may."""
+    """Say why the staged chapters may not be published; nothing if they may."""
     faults, settings = [], {}
     for chapter in book.chapters():
         copy = book.staged / chapter.path
@@ -101,33 +100,16 @@ def faults_of(book: Book) -> list[str]:
 
 
 def _render(book: Book) -> Path:
-    """Run Jupyter Book on the staging folder; the folder of fresh pages. BuildFailed with its warnings
-    otherwise.
-    """
+    """Run Jupyter Book on the staging folder, into a fresh folder. BuildFailed: with its warnings."""
     output = book.build / "render"
     shutil.rmtree(output, ignore_errors=True)
     log = book.build / "build.log"
-    command = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-        "build",
-        str(book.staged),
-        "--path-output",
-        str(output),
-        "--all",
-        "-W",
-        "-n",
-        "--keep-going",
-    ]
+    start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book.staged)]
+    strict = ["--path-output", str(output), "--all", "-W", "-n", "--keep-going"]
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
     print(f"rendering {len(book.pages())} pages", flush=True)
     done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONHASHSEED": "0"},
+        start + strict, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     write_atomically(log, plain)
@@ -138,9 +120,7 @@ def _render(book: Book) -> Path:
 
 
 def offline(page: str) -> str:
-    """A page without the tags that would load something from the network: Jupyter Book adds thebe, even when
-    it is off.
-    """
+    """Cut the tags that would load something from the network: Jupyter Book adds thebe, even when it is off."""
 
     def keep(match: re.Match[str]) -> str:
         return "" if match[1].lower() in ("script", "link") and _is_load(match[0]) else match[0]
@@ -149,7 +129,7 @@ def offline(page: str) -> str:
 
 
 def _is_load(tag: str) -> bool:
-    """Whether a tag makes a browser fetch from another host (a canonical or search link does not)."""
+    """Tell whether a tag makes a browser fetch from another host (a canonical or search link does not)."""
     if not _REMOTE.search(tag):
         return False
     if tag[:5].lower() == "<link":
@@ -158,7 +138,7 @@ def _is_load(tag: str) -> bool:
 
 
 def remote_loads(html: Path) -> list[str]:
-    """What the pages and their styles would still load from the network."""
+    """List what the pages and their styles would still load from the network."""
     found = []
     for page in sorted(html.rglob("*.html")):
         loads = [match[0] for match in _TAG.finditer(page.read_text()) if _is_load(match[0])]
@@ -176,10 +156,10 @@ def missing_pages(book: Book, html: Path) -> list[str]:
 
 def fill_status(book: Book) -> None:
     """Replace <!-- chapters --> and <!-- stages --> in the staged pages by tables of the executed copies."""
-    spent = costs(book)
+    stages = stage_costs(book)
     tables = {
-        "<!-- chapters -->": _chapter_table(spent["chapters"]),
-        "<!-- stages -->": _stage_table(spent["stages"]),
+        "<!-- chapters -->": chapter_table(chapter_costs(book))._repr_html_(),
+        "<!-- stages -->": stage_table(stages)._repr_html_() if stages else "No chapter reads the store.",
     }
     for page in book.pages():
         if not page.is_chapter:
@@ -190,49 +170,3 @@ def fill_status(book: Book) -> None:
                 filled = filled.replace(mark, table)
             if filled != text:
                 path.write_text(filled)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _gib(value: float | None) -> str:
-    return "" if value is None else f"{value / 2**30:.2f}"
-
-
-def _chapter_table(rows: list[dict[str, Any]]) -> str:
-    return _markdown(
-        ["chapter", "status", "profile", "device", "seconds", "peak GiB", "finished (UTC)"],
-        [
-            [
-                f"`{row['chapter']}`",
-                row["status"],
-                row["profile"] or "",
-                row["device"] or "",
-                "" if row["seconds"] is None else f"{row['seconds']:,.0f}",
-                _gib(row["peak_bytes"]),
-                (row["finished"] or "")[:16].replace("T", " "),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _stage_table(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return "No chapter reads the store."
-    return _markdown(
-        ["stage", "first read in", "artifacts", "seconds", "peak GiB", "MiB on disk"],
-        [
-            [
-                f"`{row['stage']}`",
-                f"`{row['chapter']}`",
-                str(row["artifacts"]),
-                f"{row['seconds']:,.1f}",
-                _gib(row["peak_bytes"]),
-                f"{row['bytes'] / 2**20:,.1f}",
-            ]
-            for row in rows
-        ],
-    )

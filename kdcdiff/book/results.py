@@ -1,7 +1,7 @@
 """Every figure that a chapter reports, recorded once under a dotted name in one file, `_build/results.json`.
 
     {"results": {"teacher.class_accuracy": {"value": 0.93, "interval": [0.9, 0.96], "n": 400, ...}, ...},
-     "stages": {"<key>": {"stage": "teacher", "seconds": 81.2, "chapters": ["02-baseline"], ...}, ...}}
+     "stages": {"<key>": {"stage": "teacher", "seconds": 81.2, "chapters": ["baselines"], ...}, ...}}
 
 Glue, tables, the judge and the cost table read it. `stage.<name>.seconds` and `stage.<name>.peak_bytes` are
 derived: the sum, and the largest, over the artifacts of that stage that the chapters read.
@@ -15,10 +15,12 @@ import fcntl
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kdcdiff.errors import UserError, check
+from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.store import Artifact, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -37,7 +39,7 @@ class Result:
     dataset: str = ""
     seed: int | None = None
     device: str = ""
-    chapter: str = ""
+    chapter: str = ""  # by its slug
 
 
 class Results:
@@ -58,27 +60,22 @@ class Results:
             with self._changed() as data:
                 _forget(data, lambda owner: owner not in kept)
 
-    def record(
-        self,
-        name: str,
-        value: float,
-        *,
-        unit: str,
-        interval: tuple[float, float] | None = None,
-        n: int | None = None,
-        **where: Any,
-    ) -> Result:
-        """Write one figure. `where`: profile, dataset, seed, device, chapter.
+    def record(self, name: str, value: Estimate | float, *, unit: str = "", **where: Any) -> Result:
+        """Write one figure; an `Estimate` brings its interval, count and unit.
 
-        ValueError: a name that is not dotted words, a value or interval that is not finite, or a name that is
-        taken, by this chapter with another value or by another chapter.
+        `where`: profile, dataset, seed, device, chapter. An exact figure, and one whose uncertainty is unknown, have no
+        interval. ValueError: a name that is not dotted words, a value that is not finite, an interval that runs
+        backwards, or a name that is taken, by this chapter with another value or by another chapter.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r}: a result's name is dotted words of letters, digits, - and _")
-        low_high = None if interval is None else (_number(name, interval[0]), _number(name, interval[1]))
-        if low_high and low_high[0] > low_high[1]:
-            raise ValueError(f"{name}: its interval {low_high} runs backwards")
-        result = Result(name, _number(name, value), str(unit), low_high, None if n is None else int(n), **where)
+        e = as_estimate(value)
+        known = not e.is_exact and math.isfinite(e.low) and math.isfinite(e.high)
+        interval = (_number(name, e.low), _number(name, e.high)) if known else None
+        if interval and interval[0] > interval[1]:
+            raise ValueError(f"{name}: its interval {interval} runs backwards")
+        count = e.n if e.n is None else int(e.n)
+        result = Result(name, _number(name, e.value), unit or e.unit, interval, count, **where)
         with self._changed() as data:
             entry = _entry(result)
             before = data["results"].setdefault(name, entry)
@@ -88,30 +85,26 @@ class Results:
                 raise ValueError(f"{name}={result.value!r}: recorded {whose}, as {before['value']!r}")
         return result
 
-    def use(self, artifact: Artifact, built: bool, chapter: str) -> None:
-        """Note that `chapter` read `artifact`, and whether it had to be built now."""
-        manifest = artifact.manifest
+    def use(self, artifact: Artifact, chapter: str) -> None:
+        """Note that `chapter` read `artifact`, and what that cost to make."""
+        cost = {name: artifact.manifest[name] for name in ("stage", "seconds", "peak_bytes", "device")}
         with self._changed() as data:
-            cost = {name: manifest[name] for name in ("stage", "seconds", "peak_bytes", "device")}
-            fresh = cost | {"bytes": artifact.bytes, "chapters": []}
-            entry = data["stages"].setdefault(artifact.key, fresh)
+            entry = data["stages"].setdefault(artifact.key, cost | {"bytes": artifact.bytes, "chapters": []})
             entry.update(cost)
-            if built:
-                entry["built_in"] = chapter
             if chapter not in entry["chapters"]:
                 entry["chapters"].append(chapter)
 
     def stages(self) -> list[dict[str, Any]]:
-        """The artifacts that the chapters read, with their costs, in the order they were first read."""
+        """List the artifacts that the chapters read, with their costs, in the order they were first read."""
         return [{"key": key} | entry for key, entry in _read(self.path)["stages"].items()]
 
     def chapter(self, name: str) -> dict[str, Any]:
-        """The raw entries that chapter `name` owns."""
+        """Pick the raw entries that chapter `name` owns."""
         return {key: entry for key, entry in _read(self.path)["results"].items() if entry["chapter"] == name}
 
     @staticmethod
     def load(path: str | Path) -> dict[str, Result]:
-        """All figures by name, the stages' costs included. Empty where there is no file yet."""
+        """Read all figures by name, the stages' costs included; none where there is no file yet."""
         data = _read(Path(path))
         results = {}
         for name, entry in data["results"].items():
@@ -127,7 +120,7 @@ class Results:
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[dict[str, Any]]:
-        """The file's content, to be changed in place; written back atomically, under a lock."""
+        """Lend the file's content, to be changed in place and written back atomically, under a lock."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(self.path.name + ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -139,10 +132,15 @@ class Results:
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"results": {}, "stages": {}}
-    return json.loads(path.read_text())
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"results={str(path)!r}: is not a results file ({error})") from None
+    check({"results", "stages"} <= set(data), "results", str(path), "is not a results file")
+    return data
 
 
-def _forget(data: dict[str, Any], gone: Any) -> None:
+def _forget(data: dict[str, Any], gone: Callable[[str], bool]) -> None:
     data["results"] = {name: entry for name, entry in data["results"].items() if not gone(entry["chapter"])}
     for entry in data["stages"].values():
         entry["chapters"] = [chapter for chapter in entry["chapters"] if not gone(chapter)]
@@ -157,7 +155,7 @@ def _entry(result: Result) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    """`value` as a finite Python int or float; tensors and numpy scalars of one element are taken."""
+    """Return `value` as a finite Python int or float; tensors and numpy scalars of one element are taken."""
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r}: a result is a finite number")

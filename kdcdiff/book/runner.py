@@ -1,10 +1,7 @@
-"""`kdcdiff run`: the chapters, in the order of `_toc.yml`, through papermill into `_build/staged`, never in
-place.
+"""`kdcdiff run`: the chapters, in the order of `_toc.yml`, through papermill into `_build/staged`, never in place.
 
-A chapter that is up to date is skipped. That is judged by a stamp in the executed copy: a hash of the
-notebook's source, its parameters, the library and its assets, the lock file, the image folder, the library
-versions, and the figures that earlier chapters recorded. Everything that can be refused is refused before the
-first cell runs.
+A chapter that is up to date is skipped; its stamp tells (`staging`). Everything that can be refused is refused before
+the first cell runs.
 """
 
 from __future__ import annotations
@@ -27,17 +24,20 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from kdcdiff.book import notebook as notebooks
-from kdcdiff.book.notebook import Book, Page, digest
 from kdcdiff.book.results import Results
-from kdcdiff.book.staging import copy_pages, is_current, outside_digest, publish, stamp_of
+from kdcdiff.book.staging import copy_pages, external_digest, is_current, publish, stamp_of
+from kdcdiff.book.toc import Book, Page
+from kdcdiff.data.names import DATASETS, checked_dataset
 from kdcdiff.errors import UserError, check
 from kdcdiff.experiments import profiles
-from kdcdiff.experiments.run import DATASETS, checked_dataset, checked_seed
+from kdcdiff.experiments.run import checked_seed
+from kdcdiff.process import wait_passively
 from kdcdiff.provenance import PeakMemory
 from kdcdiff.store import Store, write_atomically
 
 KERNEL = "kdcdiff"
 CELL_TIMEOUT = 4 * 3600  # seconds; papermill's own default is endless
+Values = dict[str, Any]  # of a chapter's parameters, or of a profile's sizes
 
 
 class ChapterFailed(Exception):
@@ -56,20 +56,19 @@ def run(
     timeout: float = CELL_TIMEOUT,
     force: bool = False,
 ) -> list[str]:
-    """Execute the chapters of the book at `root` that are not up to date; the names of those executed.
+    """Execute the chapters of the book at `root` that are not up to date; return the names of those executed.
 
     `own` are notebook parameters, given to each chapter that declares them; those that are sizes of the profile hold
     for every chapter, since a stage that two of them read must be one and the same. Their values may be text, as from
-    a command line. Relative paths are relative to `root`. UserError: anything that a chapter would refuse,
-    before any work. ChapterFailed: a cell raised, ran out of time, or took its kernel down; the executed copy
-    stays.
+    a command line. Relative paths are relative to `root`. UserError: anything that a chapter would refuse, before any
+    work. ChapterFailed: a cell raised, ran out of time, or took its kernel down; the executed copy stays.
     """
     book = Book(Path(root).resolve())
     check(timeout > 0, "timeout", timeout, "must be a positive number of seconds")
     chosen = book.chosen(only)
     if dataset not in DATASETS:
         dataset = checked_dataset(str(book.root / Path(dataset).expanduser()))
-    given: dict[str, Any] = {
+    given: Values = {
         "profile": profiles.get(profile).name,
         "dataset": dataset,
         "seed": checked_seed(seed),
@@ -78,13 +77,13 @@ def run(
     plan, sizes = _plan(book, chosen, given, own or {})
     copy_pages(book)
     Results(book.results).keep(chapter.name for chapter in book.chapters())
-    outside = outside_digest(book, given["dataset"]) + (digest(sizes) if sizes else "")
+    external = external_digest(book, given["dataset"]) + (notebooks.digest(sizes) if sizes else "")
     executed = []
     with _kernel_environment(book, sizes), tqdm(plan, desc="chapters", unit="chapter", disable=None) as bar:
         for chapter, values in bar:
             bar.set_postfix_str(chapter.name)
             notebook = notebooks.read(book.root / chapter.path)
-            stamp = stamp_of(book, chapter, notebook, values, outside)
+            stamp = stamp_of(book, chapter, notebook, values, external)
             if not force and is_current(book, chapter, stamp):
                 _say(f"{chapter.name}: up to date")
                 continue
@@ -100,41 +99,45 @@ def _say(line: str) -> None:
 
 
 def _plan(
-    book: Book, chosen: list[Page], given: dict[str, Any], own: Mapping[str, Any]
-) -> tuple[list[tuple[Page, dict[str, Any]]], dict[str, Any]]:
-    """Each chapter with the values of its parameters, typed as declared, and those of them that are sizes of the
-    profile. All refusals happen here.
+    book: Book, chosen: list[Page], given: Values, own: Mapping[str, Any]
+) -> tuple[list[tuple[Page, Values]], Values]:
+    """Type each chapter's values as it declares them, and find those that are sizes of the profile.
+
+    A size may be declared by any chapter, another parameter by one that is to run. All refusals happen here.
     """
-    plan: list[tuple[Page, dict[str, Any]]] = []
-    sizes: dict[str, Any] = {}
+    plan: list[tuple[Page, Values]] = []
+    sizes: Values = {}
     declared: set[str] = set()
     for chapter in chosen:
         notebook = notebooks.read(book.root / chapter.path)
         known = notebooks.parameters(notebook, chapter.name)
-        deaf = notebooks.unread(notebook, known)
-        if deaf:
-            raise UserError(f"{chapter.name}: no cell reads the parameter{'s' * (len(deaf) > 1)} {', '.join(deaf)}")
+        idle = notebooks.unread(notebook, known)
+        if idle:
+            raise UserError(f"{chapter.name}: nothing reads the parameter{'s' * (len(idle) > 1)} {', '.join(idle)}")
         declared |= known.keys()
         values = {
             name: known[name].parse(value, chapter.name) for name, value in (given | dict(own)).items() if name in known
         }
-        for name in values.keys() & set(profiles.allowed()):
-            if values[name] is not None:
-                sizes[name] = profiles.checked(name, values[name])
+        sizes |= _sizes_of(values)
         plan.append((chapter, values))
+    elsewhere = own.keys() & set(profiles.allowed()) - declared
+    for chapter in [chapter for chapter in book.chapters() if elsewhere and chapter not in chosen]:
+        known = notebooks.parameters(notebooks.read(book.root / chapter.path), chapter.name)
+        sizes |= _sizes_of({name: known[name].parse(own[name], chapter.name) for name in elsewhere & known.keys()})
     for name, value in own.items():
-        check(
-            name in declared,
-            name,
-            value,
-            f"no chapter to be run has this parameter; they have {', '.join(sorted(declared))}",
-        )
+        words = f"no chapter to be run has this parameter; they have {', '.join(sorted(declared))}"
+        check(name in declared | sizes.keys(), name, value, words)
     return plan, sizes
 
 
-def _execute(
-    book: Book, chapter: Page, values: dict[str, Any], sizes: dict[str, Any], stamp: str, timeout: float
-) -> tuple[float, int]:
+def _sizes_of(values: Values) -> Values:
+    """Pick the values that are sizes of the profile and not None, checked."""
+    named = values.keys() & set(profiles.allowed())
+    return {name: profiles.checked(name, values[name]) for name in sorted(named) if values[name] is not None}
+
+
+def _execute(book: Book, chapter: Page, values: Values, sizes: Values, stamp: str, timeout: float) -> tuple[float, int]:
+    """Run one chapter and publish its copy; its seconds and peak bytes."""
     source, copy = book.root / chapter.path, book.staged / chapter.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.unlink(missing_ok=True)
@@ -152,17 +155,14 @@ def _execute(
                 execution_timeout=timeout,
                 start_timeout=120,
             )
-        except PapermillExecutionError as error:
-            cause = f"{error.ename}: {_last_line(error.evalue)}"
+        except (PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
+            if isinstance(error, PapermillExecutionError):
+                cause = f"{error.ename}: {_last_line(error.evalue)}"
+            elif isinstance(error, CellTimeoutError):
+                cause = f"ran longer than {timeout:g} s (--timeout)"
+            else:
+                cause = "the kernel died (out of memory, or killed)"
             raise ChapterFailed(f"{chapter.path.as_posix()}, {_cell_word(copy)}: {cause}") from None
-        except CellTimeoutError:
-            raise ChapterFailed(
-                f"{chapter.path.as_posix()}, {_cell_word(copy)}: ran longer than {timeout:g} s (--timeout)"
-            ) from None
-        except DeadKernelError:
-            raise ChapterFailed(
-                f"{chapter.path.as_posix()}, {_cell_word(copy)}: the kernel died (out of memory, or killed)"
-            ) from None
     seconds = time.perf_counter() - start
     notebook = notebooks.read(copy)
     _verify(chapter, notebook, values)
@@ -170,10 +170,8 @@ def _execute(
     return seconds, memory.peak_bytes
 
 
-def _verify(chapter: Page, notebook: NotebookNode, values: dict[str, Any]) -> None:
-    """papermill's word is not enough: every cell has run, none failed, and the values arrived with their
-    types.
-    """
+def _verify(chapter: Page, notebook: NotebookNode, values: Values) -> None:
+    """Take not papermill's word: every cell has run, none failed, and the values arrived with their types."""
     flaws = notebooks.flaws(notebook)
     if flaws:
         raise ChapterFailed(f"{chapter.path.as_posix()}: {flaws[0]}")
@@ -189,15 +187,12 @@ def _verify(chapter: Page, notebook: NotebookNode, values: dict[str, Any]) -> No
 
 
 def _cell_word(copy: Path) -> str:
-    """The cell at which an executed copy stopped, counted as in the source (from 1, prose included)."""
-    if not copy.exists():
-        return "before its first cell"
-    cells = [
-        cell
-        for cell in notebooks.read(copy).cells
-        if not {"injected-parameters", "papermill-error-cell-tag"} & set(notebooks.tags(cell))
-    ]
+    """Name the cell at which an executed copy stopped, counted as in the source (from 1, prose included)."""
     word = "before its first cell"
+    if not copy.exists():
+        return word
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [cell for cell in notebooks.read(copy).cells if not added & set(notebooks.tags(cell))]
     for number, cell in enumerate(cells, 1):  # every cell's status says completed, even after its kernel died
         if cell.cell_type == "code" and any(output.output_type == "error" for output in cell.outputs):
             return f"cell {number}"
@@ -212,30 +207,22 @@ def _last_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _kernel_environment(book: Book, sizes: dict[str, Any]) -> Iterator[None]:
-    """A kernelspec of exactly this interpreter, and an environment in which a notebook's parameters, and the run's
-    `sizes`, are what counts.
+def _kernel_environment(book: Book, sizes: Values) -> Iterator[None]:
+    """Set up a kernelspec of exactly this interpreter, and the environment that kernels start with.
+
+    A notebook's parameters and the run's `sizes` are what counts there, and threads wait passively unless the user says
+    otherwise. All of it is taken back at the end.
     """
     folder = book.build / "jupyter" / "kernels" / KERNEL
-    spec = {
-        "argv": [
-            sys.executable,
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            "{connection_file}",
-            "--log-level=CRITICAL",
-        ],
-        "language": "python",
-        "display_name": "kdcdiff",
-    }
+    launcher = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+    spec = {"argv": launcher, "language": "python", "display_name": "kdcdiff"}
     write_atomically(folder / "kernel.json", json.dumps(spec))
-    path = os.pathsep.join([str(folder.parent.parent), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     before = dict(os.environ)
     for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS"):
         os.environ.pop(name, None)
+    wait_passively()
     os.environ |= {
-        "JUPYTER_PATH": path,
+        "JUPYTER_PATH": os.pathsep.join([str(folder.parent.parent), *filter(None, [before.get("JUPYTER_PATH")])]),
         "KDCDIFF_RESULTS": str(book.results),
         "KDCDIFF_SIZES": json.dumps(sizes),
         "PYTHONHASHSEED": "0",

@@ -1,19 +1,19 @@
-"""The staging folder, `_build/staged`: executed copies with their stamps, the pages beside them, and what it
-cost.
+"""The staging folder, `_build/staged`: executed copies with their stamps, and the pages beside them.
 
-A chapter's stamp is a hash of all that its figures depend on: the notebook's source, its parameters, the
-library and its assets, the lock file, the image folder, the library versions, and the figures of earlier
-chapters.
+A chapter's stamp is a hash of all that its figures depend on: the notebook's source, its parameters, the library and
+its assets, the lock file, the image folder, the library versions, and the figures of earlier chapters.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import shlex
 import shutil
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,35 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from kdcdiff.book import notebook as notebooks
-from kdcdiff.book.notebook import Book, Page
 from kdcdiff.book.results import Results
+from kdcdiff.book.toc import Book, Page
+from kdcdiff.data.names import DATASETS
 from kdcdiff.errors import UserError
-from kdcdiff.experiments.run import DATASETS
 from kdcdiff.provenance import commit, device_name, libraries
 from kdcdiff.store import write_atomically
 
-PACKAGE = Path(__file__).resolve().parent.parent
+
+def stamp_of(book: Book, chapter: Page, notebook: NotebookNode, values: dict[str, Any], external: str) -> str:
+    """Hash what `chapter`'s figures depend on; `external` is `external_digest`'s."""
+    results = Results(book.results)
+    earlier = [results.chapter(other.name) for other in takewhile(lambda page: page != chapter, book.chapters())]
+    return notebooks.digest([notebooks.source_digest(notebook), values, external, earlier])
 
 
-def stamp_of(book: Book, chapter: Page, notebook: NotebookNode, values: dict[str, Any], outside: str) -> str:
-    earlier = []
-    for other in book.chapters():
-        if other == chapter:
-            break
-        earlier.append(Results(book.results).chapter(other.name))
-    return notebooks.digest([notebooks.source_digest(notebook), values, outside, earlier])
-
-
-def outside_digest(book: Book, dataset: str) -> str:
-    """The library, its assets, the lock file, the versions of libraries, and an image folder's listing."""
+def external_digest(book: Book, dataset: str) -> str:
+    """Hash the library, its assets, the lock file, the versions of libraries, and an image folder's listing."""
     lock = book.root / "requirements.lock"
-    source = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    source = [path for path in notebooks.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     listing = []
     if dataset not in DATASETS:
         files = (path for path in sorted(Path(dataset).rglob("*")) if path.is_file())
         listing = [[path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return notebooks.digest(
-        [
-            notebooks.tree_digest(source, PACKAGE),
-            lock.read_text() if lock.exists() else "",
-            libraries(),
-            sys.version,
-            listing,
-        ]
-    )
+    library = notebooks.tree_digest(source, notebooks.PACKAGE)
+    return notebooks.digest([library, lock.read_text() if lock.exists() else "", libraries(), sys.version, listing])
 
 
 def is_current(book: Book, chapter: Page, stamp: str | None = None) -> bool:
-    """Whether the executed copy is whole, recorded and of today's source; with `stamp`, also of its input."""
+    """Tell whether the executed copy is whole, recorded and of today's source; with `stamp`, also of its input."""
     copy = book.staged / chapter.path
     if not copy.exists():
         return False
@@ -73,21 +62,17 @@ def is_current(book: Book, chapter: Page, stamp: str | None = None) -> bool:
     return (
         made.get("status") == "completed"
         and (stamp is None or made.get("stamp") == stamp)
-        and made.get("source") == notebooks.source_digest(notebooks.read(book.root / chapter.path))
-        and made.get("figures") == notebooks.digest(Results(book.results).chapter(chapter.name))
+        and {"source": made.get("source"), "figures": made.get("figures")} == _present(book, chapter)
         and not notebooks.flaws(notebook)
     )
 
 
-def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """A kernel sends what a cell prints in as many pieces as it likes; a reader wants one."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if kept and output.output_type == "stream" == kept[-1].output_type and output.name == kept[-1].name:
-            kept[-1].text += output.text
-        elif not (output.output_type == "stream" and output.name == "stderr"):  # progress is no result
-            kept.append(output)
-    return kept
+def _present(book: Book, chapter: Page) -> dict[str, str]:
+    """Hash a chapter's source and its recorded figures as they are now."""
+    return {
+        "source": notebooks.source_digest(notebooks.read(book.root / chapter.path)),
+        "figures": notebooks.digest(Results(book.results).chapter(chapter.name)),
+    }
 
 
 def publish(
@@ -100,41 +85,24 @@ def publish(
     seconds: float,
     peak_bytes: int,
 ) -> None:
-    """Make the executed copy fit to be read: hide the injected cell, join what was printed line by line, add the cost
-    box, stamp it.
+    """Make the executed copy fit to be read, and stamp it.
+
+    The injected cell is hidden, what a cell printed is joined and rid of its progress, and a box at the end says what
+    the chapter took.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
         if "injected-parameters" in notebooks.tags(cell):
             cell.metadata["tags"] = [*notebooks.tags(cell), "remove-cell"]
-    own = "".join(f" -p {name} {value}" for name, value in (sizes | values).items() if name not in notebooks.STANDARD)
-    word = dataset_word(values["dataset"])
-    source = word if word in DATASETS else f"path/to/{word}"
-    shown = sizes | values | {"dataset": word, "artifacts": Path(values["artifacts"]).name}
-    notebook.cells.append(
-        nbformat.v4.new_markdown_cell(
-            f"```{{admonition}} What this chapter took\n:class: tip\n"
-            f"{seconds:,.0f} s and {peak_bytes / 2**30:.1f} GiB at its peak, at profile "
-            f"`{values['profile']}` on `{word}`, seed {values['seed']}, on {device_name()}. Stages that an "
-            f"earlier run had left in the store are not in it: the status page has their own costs. "
-            f"To run it again:\n\n"
-            f"    kdcdiff run --force --only {chapter.name} --profile {values['profile']} --dataset {source} "
-            f"--seed {values['seed']}{own}\n```"
-        )
-    )
+    notebook.cells.append(nbformat.v4.new_markdown_cell(_cost_box(chapter, sizes | values, seconds, peak_bytes)))
+    shown = sizes | values | {"dataset": _word(values["dataset"]), "artifacts": Path(values["artifacts"]).name}
     # papermill's own record names this machine's folders
-    notebook.metadata["papermill"] |= {
-        "parameters": shown,
-        "environment_variables": {},
-        "input_path": chapter.path.as_posix(),
-        "output_path": chapter.path.as_posix(),
-    }
-    notebook.metadata["kdcdiff"] = {
+    place = {"input_path": chapter.path.as_posix(), "output_path": chapter.path.as_posix()}
+    notebook.metadata["papermill"] |= {"parameters": shown, "environment_variables": {}} | place
+    notebook.metadata["kdcdiff"] = _present(book, chapter) | {
         "status": "completed",
         "stamp": stamp,
-        "source": notebooks.source_digest(notebooks.read(book.root / chapter.path)),
-        "figures": notebooks.digest(Results(book.results).chapter(chapter.name)),
         "parameters": shown,
         "executor": f"papermill {metadata.version('papermill')}",
         "python": sys.version.split()[0],
@@ -148,22 +116,50 @@ def publish(
     write_atomically(book.staged / chapter.path, nbformat.writes(notebook) + "\n")
 
 
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join what a cell printed, which its kernel sends in as many pieces as it likes; stderr is no result."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" == kept[-1].output_type and output.name == kept[-1].name:
+            kept[-1].text += output.text
+        elif not (output.output_type == "stream" and output.name == "stderr"):
+            kept.append(output)
+    return kept
+
+
+def _cost_box(chapter: Page, values: dict[str, Any], seconds: float, peak_bytes: int) -> str:
+    """Write the box that ends a chapter: what it took, and how to run it again."""
+    own = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in notebooks.STANDARD}
+    options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in own.items())
+    word = _word(values["dataset"])
+    source = word if word in DATASETS else f"path/to/{word}"
+    return (
+        f"```{{admonition}} What this chapter took\n:class: tip\n"
+        f"{seconds:,.0f} s and {peak_bytes / 2**30:.1f} GiB at its peak, at profile `{values['profile']}` on `{word}`, "
+        f"seed {values['seed']}, on {device_name()}. Stages that an earlier run had left in the store are not in it: "
+        f"the status page has their own costs. To run it again:\n\n"
+        f"    kdcdiff run --force --only {chapter.name} --profile {values['profile']} --dataset {source} "
+        f"--seed {values['seed']}{options}\n```"
+    )
+
+
+def _word(dataset: str) -> str:
+    return dataset if dataset in DATASETS else Path(dataset).name
+
+
 def save_outputs(book: Book) -> None:
     """Bring the staged outputs back into `notebooks/`, cell by cell, so that they can be committed.
 
-    UserError: a chapter that was not run from today's source. Injected cells and cost boxes stay out. The book is
-    rendered from the executed copies, so here a figure full of pictures is kept as JPEG.
+    Injected cells and cost boxes stay out. The book is rendered from the executed copies, so here a figure full of
+    pictures is kept as JPEG. UserError: a chapter that was not run from today's source.
     """
     for chapter in book.chapters():
         if not is_current(book, chapter):
             raise UserError(f"{chapter.name}: its executed copy is not up to date; `kdcdiff run` first")
     for chapter in book.chapters():
         source = notebooks.read(book.root / chapter.path)
-        executed = [
-            cell
-            for cell in notebooks.read(book.staged / chapter.path).cells
-            if "injected-parameters" not in notebooks.tags(cell)
-        ]
+        copied = notebooks.read(book.staged / chapter.path).cells
+        executed = [cell for cell in copied if "injected-parameters" not in notebooks.tags(cell)]
         for cell, made in zip(source.cells, executed, strict=False):  # the copy ends with its cost box
             if cell.cell_type == "code":
                 cell.outputs = [_lighter(output) for output in made.outputs]
@@ -172,7 +168,7 @@ def save_outputs(book: Book) -> None:
 
 
 def _lighter(output: NotebookNode) -> NotebookNode:
-    """`output` with its PNG as JPEG where that has less than half the bytes: pictures do, drawn lines do not."""
+    """Turn an output's PNG to JPEG where that has less than half the bytes: pictures do, drawn lines do not."""
     png = base64.b64decode(output.get("data", {}).get("image/png", ""))
     if png:
         jpeg = io.BytesIO()
@@ -181,10 +177,6 @@ def _lighter(output: NotebookNode) -> NotebookNode:
             del output["data"]["image/png"]
             output["data"]["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
     return output
-
-
-def dataset_word(dataset: str) -> str:
-    return dataset if dataset in DATASETS else Path(dataset).name
 
 
 def copy_pages(book: Book) -> None:
@@ -200,46 +192,3 @@ def copy_pages(book: Book) -> None:
         target = book.staged / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(book.root / relative, target)
-
-
-def costs(book: Book) -> dict[str, list[dict[str, Any]]]:
-    """Time and memory per chapter (from papermill's metadata) and per stage (from the store's manifests)."""
-    chapters = []
-    for chapter in book.chapters():
-        copy = book.staged / chapter.path
-        made = notebooks.read(copy).metadata.get("kdcdiff", {}) if copy.exists() else {}
-        keys = ("seconds", "peak_bytes", "profile", "device", "finished")
-        status = made.get("status", "failed" if copy.exists() else "not run")
-        chapters.append({"chapter": chapter.name, "status": status} | {key: made.get(key) for key in keys})
-    stages: dict[str, dict[str, Any]] = {}
-    for entry in Results(book.results).stages():
-        row = stages.setdefault(
-            entry["stage"],
-            {
-                "stage": entry["stage"],
-                "artifacts": 0,
-                "seconds": 0.0,
-                "peak_bytes": 0,
-                "bytes": 0,
-                "chapter": entry["chapters"][0],
-            },
-        )
-        row["artifacts"] += 1
-        row["seconds"] += entry["seconds"]
-        row["bytes"] += entry["bytes"]
-        row["peak_bytes"] = max(row["peak_bytes"], entry["peak_bytes"])
-    return {"chapters": chapters, "stages": list(stages.values())}
-
-
-def cost_table(rows: list[dict[str, Any]]) -> str:
-    """The stages' costs as aligned text."""
-    lines = [f"{'stage':<28}{'first read in':<24}{'runs':>5}{'time':>12}{'peak':>12}{'on disk':>12}"]
-    lines += [
-        f"{row['stage']:<28}{row['chapter']:<24}{row['artifacts']:>5}{row['seconds']:>10,.1f} s"
-        f"{row['peak_bytes'] / 2**30:>8.2f} GiB{row['bytes'] / 2**20:>8.1f} MiB"
-        for row in rows
-    ]
-    total, disk = (sum(row[key] for row in rows) for key in ("seconds", "bytes"))
-    peak = max((row["peak_bytes"] for row in rows), default=0)
-    lines.append(f"{'all stages':<57}{total:>10,.1f} s{peak / 2**30:>8.2f} GiB{disk / 2**20:>8.1f} MiB")
-    return "\n".join(lines)

@@ -1,10 +1,8 @@
-"""The U-Net drawn stage by stage with what a variant removes, in the manner of KDC-Diff's Figure 2; from the
-variant alone.
-"""
+"""The U-Net drawn stage by stage with what a variant removes, in the manner of KDC-Diff's Figure 2."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,22 +19,28 @@ COLOURS = {"R": "#a9c6de", "T": "#f2c879", "↓": "#c9c9c9", "↑": "#c9c9c9"}
 REMOVED = "#c1121f"
 
 
+def layers_of(names: Iterable[str], stage: str) -> list[str]:
+    """Pick a stage's layers, in the order in which they run: R0 T0 R1 T1 ..., then the sampler."""
+
+    def turn(name: str) -> tuple[bool, int, bool]:
+        kind, index = name.removeprefix(stage + ".").split(".")
+        return kind in ("downsamplers", "upsamplers"), int(index), kind == "attentions"
+
+    return sorted((name for name in names if name.startswith(stage + ".")), key=turn)
+
+
+def letter(name: str) -> str:
+    """Shorten a layer to its kind: R, T, ↓ or ↑."""
+    return KINDS[name.split(".")[-2]]
+
+
 def stage_layers(kept: Mapping[str, bool], stage: str) -> list[tuple[str, bool]]:
-    """The layers of a stage in the order in which they run, each as (R, T, ↓ or ↑; whether it stays)."""
-    listed = []
-    for name, stays in kept.items():
-        if name.startswith(stage + "."):
-            kind, index = name.removeprefix(stage + ".").split(".")
-            late = kind in ("downsamplers", "upsamplers")
-            # a stage runs R0 T0 R1 T1 ..., then its sampler; the middle runs R0 T0 R1: the same rule
-            listed.append(((late, int(index), kind == "attentions"), KINDS[kind], stays))
-    return [(kind, stays) for _, kind, stays in sorted(listed)]
+    """List the layers of a stage in the order in which they run, each as (its letter, whether it stays)."""
+    return [(letter(name), kept[name]) for name in layers_of(kept, stage)]
 
 
 def unet(what: str | Variant, config: Mapping[str, Any] | None = None, axis: Axes | None = None) -> Figure:
-    """Draw a teacher's U-Net (Stable Diffusion 1.x's unless given) with what `what` removes outlined in
-    red.
-    """
+    """Draw a teacher's U-Net (Stable Diffusion 1.x's unless given) with what `what` removes outlined in red."""
     config = CONFIGS["sd-1"] if config is None else config
     cut, widths = variant(what), surgery.with_defaults(config)["block_out_channels"]
     kept = surgery.layers_kept(config, cut)
@@ -61,7 +65,7 @@ def unet(what: str | Variant, config: Mapping[str, Any] | None = None, axis: Axe
 
 
 def _row(axis: Axes, x: float, y: float, layers: Sequence[tuple[str, bool]], leftwards: bool = False) -> None:
-    """Boxes from `x` on; `leftwards` lays the same order so that it ends at `x`."""
+    """Draw boxes from `x` on; `leftwards` lays the same order so that it ends at `x`."""
     step, size = 0.62, 0.5
     start = x - step * len(layers) if leftwards else x
     for i, (kind, stays) in enumerate(layers):

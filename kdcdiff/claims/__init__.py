@@ -1,30 +1,9 @@
-"""Every printed number and every comparative sentence of the two papers, as data; and the judge.
+"""The audit: every printed number and comparative sentence of the two papers as data, and the judge of them.
 
-``load()`` gives the claims, ``judge(claim, evidence)`` a `Verdict`. Data live in ``data/``: the papers'
-tables as CSV, the claims as YAML, both validated on load. The networks that architectural claims speak of
-are built at full size on the meta device.
+``load()`` reads the claims, ``judge(claim, evidence)`` gives a `Verdict`, ``judge_all`` one for each. What the papers
+print lies in ``data/``: tables as CSV, claims as YAML, both validated when they are read.
 """
 
-from kdcdiff.claims.judging import changed, context, judge, judge_all, load, read_evidence, recorded, unasked, validate
-from kdcdiff.claims.model import KINDS, PAPERS, VERDICTS, Claim, Evidence, Verdict
-from kdcdiff.claims.page import as_html, decided_in
+from kdcdiff.claims.judging import judge, judge_all, load
 
-__all__ = [
-    "KINDS",
-    "PAPERS",
-    "VERDICTS",
-    "Claim",
-    "Evidence",
-    "Verdict",
-    "as_html",
-    "changed",
-    "context",
-    "decided_in",
-    "judge",
-    "judge_all",
-    "load",
-    "read_evidence",
-    "recorded",
-    "unasked",
-    "validate",
-]
+__all__ = ["judge", "judge_all", "load"]

@@ -15,25 +15,22 @@ import ast
 import math
 import operator
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdcdiff.claims import readings, tables
+from kdcdiff.claims.model import Evidence
 from kdcdiff.errors import UserError
 from kdcdiff.metrics.estimate import Estimate, as_estimate
-from kdcdiff.models.configs import COMPANIONS, CONFIGS, LATENT, network_count
+from kdcdiff.models.configs import LATENT
+from kdcdiff.models.macs import CONVENTIONS
 
-EXACT_UNITS = (
-    "bytes",
-    "B",
-    "count",
-    "parameters",
-    "MAC",
-    "GMac",
-)  # counted, not sampled: no interval is needed
-ADDRESSED = ("cell", "column", "lowest", "highest", "place")
-OUTSIDE = ("parameters", "macs", "pairs", "stages", "widths", "inherits", "readings", "fact")
+EXACT_UNITS = ("bytes", "B", "count", "parameters", "MAC", "GMac")  # counted, not sampled: no interval is needed
+ADDRESSED = ("cell", "column", "lowest", "highest", "place")  # functions whose first argument is an address
+NAMING = {"parameters": None, "inherits": None, "macs": 1, "pairs": 1, "stages": 1, "widths": 1}
+"""Functions of networks, and how many of their words name one; None: all of them."""
+OUTSIDE = (*NAMING, "readings", "fact")  # functions that read more than the paper itself
 ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -55,12 +52,13 @@ COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
 class Checker:
     """Evaluates checks; `trace` collects what was compared, `read` which evidence was used."""
 
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
     trace: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
+    void: bool = False  # a statement's own condition does not hold: here it can be neither true nor false
 
     def decide(self, check: str) -> bool | None:
-        """True, False or undecided."""
+        """Evaluate a check: True, False, or None where the evidence does not decide. UserError: it is no truth."""
         result = self._value(parse(check))
         if result is not None and not isinstance(result, bool):
             raise UserError(f"check={check!r}: gives {result!r}, not true or false")
@@ -85,9 +83,8 @@ class Checker:
                 return self._compare(node)
             case ast.Call(func=ast.Name(id=name)):
                 positional = [self._value(a) for a in node.args]
-                return getattr(self, f"do_{name}")(
-                    *positional, **{k.arg or "": self._value(k.value) for k in node.keywords}
-                )
+                named = {k.arg or "": self._value(k.value) for k in node.keywords}
+                return getattr(self, f"do_{name}")(*positional, **named)
         raise UserError(f"check={ast.unparse(node)!r}: is not of the language")
 
     @staticmethod
@@ -116,15 +113,11 @@ class Checker:
         c = tables.cell(address)
         return c.text if c.value is None else c.value
 
-    def do_column(self, address: str, role: str = "", but: str = "") -> tuple[float, ...]:
-        found = [c for c in tables.cells(address) if c.value is not None]
-        chosen = [
-            c.value for c in found if (not role or c.role == role) and (not but or c.address.split("/")[-2] != but)
-        ]
-        return tuple(v for v in chosen if v is not None)
+    def do_column(self, address: str, role: str = "") -> tuple[float, ...]:
+        return tuple(c.value for c in tables.cells(address) if c.value is not None and role in ("", c.role))
 
     def _ranked(self, address: str, role: str, reverse: bool) -> tuple[int, tables.Cell]:
-        """How many of the cell's peers (of one role, where given) are strictly better, plus one."""
+        """Count the cell's peers (of the roles given, as in ``pair|variant``) that are strictly better, plus one."""
         mine = tables.cell(address)
         others = [c for c in tables.peers(address) if not role or c.role in role.split("|") or c.address == address]
         others.sort(key=lambda c: c.value or 0.0, reverse=reverse)
@@ -153,11 +146,11 @@ class Checker:
         return tables.fact(id).value
 
     def do_metrics(self, table: str) -> int:
-        """How many columns of a table rank its rows."""
+        """Count the columns of a table that rank its rows."""
         return sum("better" in about for about in tables.load_tables()[table].columns.values())
 
     def do_prints(self, value: float, text: str) -> bool:
-        """Whether `value` prints as `text` (an address, a stated number's id or digits), rounded or cut."""
+        """Say whether `value` prints as `text` (an address, a stated number's id or digits), rounded or cut."""
         if "/" in text:
             text = tables.cell(text).text if text.split("/")[0] in tables.load_tables() else tables.stated(text).text
         places = len(text.partition(".")[2])
@@ -181,23 +174,25 @@ class Checker:
     def do_high(self, values: tuple[float, ...]) -> float:
         return max(values)
 
+    def do_given(self, condition: bool | None, statement: bool | None) -> bool | None:
+        """Return a statement that has a meaning only where `condition` holds; undecided anywhere else."""
+        self.void = self.void or not condition
+        return statement if condition else None
+
     def do_cut(self, before: float, after: float) -> float:
         """The share that is gone, in per cent."""
         return 100 * (1 - after / before)
 
-    def do_all(self, *truths: bool | None) -> bool | None:
-        return self._join(True, list(truths))
-
     def do_holding(self, *truths: bool | None) -> int:
-        """How many of several statements hold."""
+        """Count the statements that hold."""
         return sum(t is True for t in truths)
 
     # The networks.
     def do_parameters(self, *names: str) -> int:
-        return sum(network_count(n).parameters for n in names)
+        return sum(readings.network_count(n).parameters for n in names)
 
     def do_macs(self, name: str, convention: str, latent: int = LATENT) -> int:
-        return network_count(name, latent).macs(convention)
+        return readings.network_count(name, latent).macs[convention]
 
     def do_pairs(self, name: str, side: str) -> tuple[int, ...]:
         return readings.pairs(name, side)
@@ -214,15 +209,12 @@ class Checker:
         return holds
 
     def do_readings(self, parameters: str, gmac: str) -> int:
-        """How many readings of the text have both printed figures, whatever the counting convention."""
+        """Count the readings of the text that have both printed figures, whatever the counting convention."""
         total, text = round(tables.cell(parameters).value or 0), tables.cell(gmac).text
         by_total, by_gmac = readings.matching(total), readings.matching(gmac=text)
         both = {d for d, _ in by_total} & {d for d, _ in by_gmac}
-        self.trace.append(
-            f"of {len(readings.family_counts())} readings "
-            f"{len(by_total)} have {total:,} parameters, {len(by_gmac)} print "
-            f"{text} GMac, {len(both)} do both"
-        )
+        these = f"{len(by_total)} have {total:,} parameters, {len(by_gmac)} print {text} GMac, {len(both)} do both"
+        self.trace.append(f"of {len(readings.family_counts())} readings {these}")
         return len(both)
 
     # The evidence.
@@ -237,7 +229,7 @@ class Checker:
 
 
 def parse(check: str) -> ast.expr:
-    """The expression, refused with one line where it is not of the language or names what does not exist."""
+    """Parse a check. UserError, in one line: it is not of the language, or names what does not exist."""
     try:
         root = ast.parse(" ".join(check.split()), mode="eval").body
     except SyntaxError as error:
@@ -245,55 +237,48 @@ def parse(check: str) -> ast.expr:
     for node in ast.walk(root):
         if isinstance(node, ast.Name) and not hasattr(Checker, f"do_{node.id}"):
             raise UserError(f"check={check!r}: there is no {node.id}")
-        if isinstance(node, ast.Call):
-            if not isinstance(node.func, ast.Name):
-                raise UserError(f"check={check!r}: only plain functions can be called")
-            _resolve(check, node.func.id, node)
+        if isinstance(node, ast.Call) and not isinstance(node.func, ast.Name):
+            raise UserError(f"check={check!r}: only plain functions can be called")
+    for function, words in _calls(root):
+        _resolve(check, function, words)
     return root
 
 
-def _resolve(check: str, function: str, node: ast.Call) -> None:
-    """Raise where an address, a number, a network or a convention does not exist."""
-    words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+def _calls(root: ast.expr) -> Iterator[tuple[str, list[str]]]:
+    """Walk the calls of a parsed check: the function's name, and the words among its arguments."""
+    for node in ast.walk(root):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            words = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            yield node.func.id, words
+
+
+def _resolve(check: str, function: str, words: list[str]) -> None:
+    """Raise `UserError` where an address, a number, a network or a convention does not exist."""
+    known = {"network": (*readings.NETWORKS, *readings.COMPANIONS), "convention": tuple(CONVENTIONS)}
+    asked = [("network", word) for word in words[: NAMING[function]]] if function in NAMING else []
+    asked += [("convention", word) for word in words[1:]] if function == "macs" else []
+    for kind, word in asked:
+        if word not in known[kind]:
+            raise UserError(f"check={check!r}: there is no {kind} {word!r}; there are {', '.join(known[kind])}")
     if function in ADDRESSED:
         tables.cells(words[0])
     elif function in ("stated", "fact"):
         getattr(tables, function)(words[0])
-    elif function in ("parameters", "macs", "pairs", "stages", "widths", "inherits"):
-        known = (*CONFIGS, *COMPANIONS)
-        names = words if function in ("parameters", "inherits") else words[:1]
-        for name in names:
-            if name not in known:
-                raise UserError(f"check={check!r}: there is no network {name!r}; there are {', '.join(known)}")
 
 
 def evidence_names(check: str) -> tuple[str, ...]:
-    """The results that a check asks for, in order, each once."""
-    found = (
-        [
-            n.args[0].value
-            for n in ast.walk(parse(check))
-            if isinstance(n, ast.Call)
-            and isinstance(n.func, ast.Name)
-            and n.func.id == "seen"
-            and isinstance(n.args[0], ast.Constant)
-        ]
-        if check
-        else []
-    )
-    return tuple(dict.fromkeys(str(name) for name in found))
+    """Name the results that a check asks for, in order, each once; none for an empty check."""
+    asked = [words[0] for function, words in _calls(parse(check)) if function == "seen" and words] if check else []
+    return tuple(dict.fromkeys(asked))
 
 
 def looks_outside(check: str) -> bool:
-    """Whether a check reads more than the paper itself: networks or published facts."""
-    return any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in OUTSIDE
-        for n in ast.walk(parse(check))
-    )
+    """Say whether a check reads more than the paper itself: networks or published facts."""
+    return any(function in OUTSIDE for function, _ in _calls(parse(check)))
 
 
 def show(value: Any) -> str:
-    """A value as a reader would write it."""
+    """Write a value as a reader would."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -42,12 +40,12 @@ def _loaded() -> tuple[Claim, ...]:
 
 
 def load() -> list[Claim]:
-    """Every claim of both papers, validated: known kinds, checks that parse, cells and numbers that exist."""
+    """Read every claim of both papers. UserError: an unknown kind, a check that does not parse or names nothing."""
     return list(_loaded())
 
 
 def _claim(paper: str, entry: Mapping[str, Any]) -> Claim:
-    """One entry of a claims file as a `Claim`."""
+    """Make a `Claim` of one entry of a claims file."""
     name = f"claim {entry.get('id', '?')}"
     for field in entry:
         check(field in FIELDS, name, field, f"is not a field; there are {', '.join(FIELDS)}")
@@ -67,19 +65,12 @@ def validate(claim: Claim) -> None:
     check(bool(claim.needs) or claim.offline, name, claim.kind, "must say in `needs` what it would take")
     asks = checks.evidence_names(claim.check) if claim.check else ()
     check(not asks or not claim.offline, name, asks, "only an empirical claim asks for evidence")
-    check(
-        bool(asks) or claim.offline or not claim.check,
-        name,
-        claim.check,
-        "an empirical check must ask for evidence",
-    )
+    asking = bool(asks) or claim.offline or not claim.check
+    check(asking, name, claim.check, "an empirical check must ask for evidence")
 
 
-def judge(claim: Claim, evidence: Mapping[str, Any] | None = None) -> Verdict:
-    """What the numbers, the networks or the recorded evidence make of a claim.
-
-    `evidence` maps a result's name to an `Evidence` or anything with its fields.
-    """
+def judge(claim: Claim, evidence: Mapping[str, Evidence] | None = None) -> Verdict:
+    """Decide a claim by the papers' numbers, the networks or the recorded `evidence`: results by their names."""
     known = evidence or {}
     if not claim.check:
         return Verdict(claim, NOT_TESTED, f"it would take {claim.needs}")
@@ -88,30 +79,30 @@ def judge(claim: Claim, evidence: Mapping[str, Any] | None = None) -> Verdict:
     if missing:
         return Verdict(claim, NOT_TESTED, f"not recorded: {', '.join(missing)}; it would take {claim.needs}")
     result = checker.decide(claim.check)
-    untold = [n for n in checker.read if getattr(known[n], "profile", "") == MEANINGLESS]
     reason = "; ".join(checker.trace)
     if claim.offline:
         against = CONTRADICTED if checks.looks_outside(claim.check) else INCONSISTENT
         return Verdict(claim, REPRODUCED if result else against, reason)
     used = tuple(dict.fromkeys(checker.read))
     scale = _scale([known[name] for name in used])
-    if untold:
+    if any(known[name].profile == MEANINGLESS for name in used):
         why = f"measured at {MEANINGLESS}, where figures mean nothing"
         return Verdict(claim, NOT_TESTED, f"{why}; it would take {claim.needs}", scale, used)
     if result is None:
         bare = [n for n in used if known[n].interval is None and known[n].unit not in checks.EXACT_UNITS]
-        why = (
-            f"recorded without an interval: {', '.join(bare)}" if bare else "the interval of the difference holds zero"
-        )
+        unknown = f"recorded without an interval: {', '.join(bare)}"
+        why = unknown if bare else "the interval of the difference holds zero"
+        if checker.void:
+            why = f"this teacher cannot tell; it would take one on which that holds, and {claim.needs}"
+            return Verdict(claim, NOT_TESTED, f"{reason}: {why}", scale, used)
         return Verdict(claim, NOT_TESTED, f"{reason}: {why}; it would take more samples or seeds", scale, used)
     return Verdict(claim, SUPPORTED if result else CONTRADICTED, reason, scale, used)
 
 
-def _scale(results: list[Any]) -> str:
-    """Profile, data set, device and sample count of what was read, each once."""
-    words = []
-    for field in ("profile", "dataset", "device"):
-        words += list(dict.fromkeys(str(getattr(r, field)) for r in results if getattr(r, field, None)))
+def _scale(results: list[Evidence]) -> str:
+    """Say profile, data set, device and sample count of what was read, each once."""
+    places = [*(r.profile for r in results), *(r.dataset for r in results), *(r.device for r in results)]
+    words = [word for word in dict.fromkeys(places) if word]
     counts = sorted({r.n for r in results if r.n})
     if counts:
         words.append(f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}")
@@ -120,19 +111,19 @@ def _scale(results: list[Any]) -> str:
 
 @lru_cache(maxsize=1)
 def context() -> dict[str, str]:
-    """Patterns of results that chapters record for the record, and why no claim asks for them."""
+    """Read the patterns of results that chapters record for the record, and why no claim asks for them."""
     found: dict[str, str] = yaml.safe_load(tables.data_text("context.yaml"))
     return found
 
 
 def unasked(evidence: Iterable[str], claims: Iterable[Claim] | None = None) -> list[str]:
-    """Names of recorded results that no claim asks for and that are not declared as context."""
+    """Name the recorded results that no claim asks for and that are not declared as context."""
     wanted = {n for c in (claims or load()) if c.check for n in checks.evidence_names(c.check)}
     return sorted(n for n in evidence if n not in wanted and not any(fnmatch(n, p) for p in context()))
 
 
-def judge_all(evidence: Mapping[str, Any] | None = None, claims: Iterable[Claim] | None = None) -> list[Verdict]:
-    """Judge every claim. Evidence that nobody asked for is an error, so that no result goes unread."""
+def judge_all(evidence: Mapping[str, Evidence] | None = None, claims: Iterable[Claim] | None = None) -> list[Verdict]:
+    """Judge every claim. UserError: evidence that nobody asked for, so that no result goes unread."""
     chosen = list(claims) if claims is not None else load()
     stray = unasked(evidence or {})
     if stray:
@@ -145,7 +136,7 @@ def judge_all(evidence: Mapping[str, Any] | None = None, claims: Iterable[Claim]
 
 @lru_cache(maxsize=1)
 def recorded() -> dict[str, str]:
-    """The verdicts on record of every claim that needs no run: claim id to verdict."""
+    """Read the verdicts on record of every claim that needs no run: claim id to verdict."""
     found = {r["id"]: r["verdict"] for r in tables.read_csv("verdicts.csv", ("id", "verdict"))}
     for id, verdict in found.items():
         check(verdict in VERDICTS, f"verdicts.csv {id}", verdict, f"must be one of {', '.join(VERDICTS)}")
@@ -153,25 +144,6 @@ def recorded() -> dict[str, str]:
 
 
 def changed(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
-    """Verdicts that differ from the record, with what it says; a claim without a record counts as changed."""
-    record = recorded()
-    return [
-        (v, record.get(v.claim.id, "nothing"))
-        for v in verdicts
-        if v.claim.offline and record.get(v.claim.id) != v.outcome
-    ]
-
-
-def read_evidence(path: Path) -> Mapping[str, Evidence]:
-    """The recorded results as evidence; none where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["results"]
-        fields = tuple(Evidence.__dataclass_fields__)
-        return {
-            name: Evidence(name=name, **{k: v for k, v in entry.items() if k in fields and k != "name"})
-            for name, entry in stored.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"results={str(path)!r}: is not a results file ({error})") from error
+    """List the verdicts that differ from the record, with what it says; a claim without a record has changed."""
+    pairs = [(v, recorded().get(v.claim.id, "nothing")) for v in verdicts if v.claim.offline]
+    return [(v, before) for v, before in pairs if v.outcome != before]

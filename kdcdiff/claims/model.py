@@ -1,9 +1,9 @@
-"""What a claim, a piece of evidence and a verdict are."""
+"""What a claim, a piece of evidence and a verdict are; the papers, the kinds of claims and the verdicts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 PAPERS = {"kdc-diff": "KDC-Diff", "bk-sdm": "BK-SDM"}
 KINDS = {
@@ -32,31 +32,36 @@ class Claim:
     quote: str  # verbatim, short
     place: str
     kind: str  # a key of KINDS
-    check: str  # an expression of `kdcdiff.claims.language`; empty where nothing here could decide it
+    check: str  # an expression of `kdcdiff.claims.checks`; empty where nothing here could decide it
     note: str = ""  # what the check reads into the words, or what the finding is
     needs: str = ""  # what it would take, where it is not tested
-    chapter: str = ""  # the chapter that decides it
+    chapter: str = ""  # where it is decided, ``slug#anchor``; empty: where its kind, or its evidence, says
 
     @property
     def offline(self) -> bool:
-        """Whether the papers' numbers and the networks decide it, without any run."""
+        """Say whether the papers' numbers and the networks decide it, without any run."""
         return self.kind != "empirical"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """One recorded result; `kdcdiff.results` gives these fields, and any object with them serves."""
+class Evidence(Protocol):
+    """What the judge reads of a recorded result; `kdcdiff.book.results.Result` is one."""
 
-    name: str
-    value: float
-    unit: str = "1"
-    interval: tuple[float, float] | None = None  # 95 %
-    n: int | None = None
-    profile: str = ""
-    dataset: str = ""
-    seed: int | None = None
-    device: str = ""
-    chapter: str = ""
+    @property
+    def value(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def interval(self) -> tuple[float, float] | None: ...  # 95 %
+    @property
+    def n(self) -> int | None: ...
+    @property
+    def profile(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def chapter(self) -> str: ...  # its slug
 
 
 @dataclass(frozen=True)
@@ -70,18 +75,8 @@ class Verdict:
     evidence: tuple[str, ...] = ()  # names of the results that were read
 
     def as_row(self) -> dict[str, Any]:
-        """A flat, JSON-ready row."""
+        """Flatten to a row that JSON can say."""
         c = self.claim
-        return {
-            "id": c.id,
-            "paper": c.paper,
-            "kind": c.kind,
-            "verdict": self.outcome,
-            "quote": c.quote,
-            "place": c.place,
-            "reason": self.reason,
-            "note": c.note,
-            "scale": self.scale,
-            "evidence": list(self.evidence),
-            "chapter": c.chapter,
-        }
+        about = {"id": c.id, "paper": c.paper, "kind": c.kind, "verdict": self.outcome, "quote": c.quote}
+        why = {"place": c.place, "reason": self.reason, "note": c.note, "scale": self.scale}
+        return about | why | {"evidence": list(self.evidence), "chapter": c.chapter}

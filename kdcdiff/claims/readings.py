@@ -1,37 +1,84 @@
 """The networks that the papers may mean, at full size on the meta device: no weights, no download, seconds.
 
-Two ways to the same numbers. `unet` builds what a diffusers configuration can express and runs it whole.
-`Design` adds up parts, each a real diffusers block, counted alone and cached; so it reaches readings of the
-text that no configuration expresses, such as `DownBlock2D` removed with `UpBlock2D` kept. The tests hold the
-two together.
+Two ways to the same numbers, both independent of `kdcdiff.models.surgery`. `NETWORKS` are diffusers configurations
+written by hand from the papers' text, built and run whole. `Design` adds up parts, each a real diffusers block,
+counted alone and cached; so it reaches readings of the text that no configuration expresses, such as `DownBlock2D`
+removed with `UpBlock2D` kept. The tests hold the two together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from kdcdiff.errors import check
-from kdcdiff.models.configs import CONFIGS, LATENT, TOKENS, WIDTHS, unet
-from kdcdiff.models.macs import Count, count
+from kdcdiff.models.configs import AUTOENCODER, CONFIGS, LATENT, TEXT_ENCODER, TOKENS, WIDTHS
+from kdcdiff.models.macs import CONVENTIONS, Count, count
+
+# torch and diffusers are imported where a network is built: reading the claims needs neither.
+
+_OUTER_REMOVED = {
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": WIDTHS[:3],
+}
+_SD1 = CONFIGS["sd-1"]
+NETWORKS: dict[str, dict[str, Any]] = CONFIGS | {
+    "down-up-removed": _SD1 | _OUTER_REMOVED,
+    "mid-removed": _SD1 | {"mid_block_type": None},
+    "fewer-pairs": _SD1 | {"layers_per_block": 1},
+    "bk-sdm-base": _SD1 | {"layers_per_block": 1},
+    "bk-sdm-small": _SD1 | {"layers_per_block": 1, "mid_block_type": None},
+    "bk-sdm-tiny": _SD1 | _OUTER_REMOVED | {"layers_per_block": 1, "mid_block_type": None},
+    "kdc-described": _SD1 | _OUTER_REMOVED | {"layers_per_block": 1},
+}
+COMPANIONS = ("text-encoder", "image-decoder")  # the rest of a Stable Diffusion v1 pipeline
+
+
+@lru_cache(maxsize=16)
+def unet(name: str) -> Any:
+    """Build the named `UNet2DConditionModel` on the meta device. It is shared: leave it as it is."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    check(name in NETWORKS, "network", name, f"one of {', '.join(NETWORKS)}")
+    with torch.device("meta"):
+        return UNet2DConditionModel(**NETWORKS[name])
+
+
+@lru_cache(maxsize=64)
+def network_count(name: str, latent: int = LATENT) -> Count:
+    """Count one call of a U-Net or companion: a latent of `latent` squared, a prompt of 77 tokens."""
+    import torch
+
+    from kdcdiff.models import complexity
+
+    if name == "text-encoder":
+        return complexity.count_text_encoder(TEXT_ENCODER)
+    if name == "image-decoder":
+        return complexity.count_decoder(AUTOENCODER, latent)
+    net = unet(name)
+    with torch.device("meta"):
+        prompt = torch.empty(1, TOKENS, net.config.cross_attention_dim)
+        return count(net, torch.empty(1, 4, latent, latent), torch.zeros(1), prompt)
 
 
 def pairs(name: str, side: str) -> tuple[int, ...]:
-    """Residual-transformer pairs in each cross-attention block of the ``down`` or ``up`` side, in order."""
+    """Count the residual-transformer pairs of each cross-attention block of the ``down`` or ``up`` side, in order."""
     blocks = _blocks(name, side)
     return tuple(len(b.attentions) for b in blocks if getattr(b, "attentions", None))
 
 
 def stages(name: str, side: str) -> tuple[str, ...]:
-    """Class names of the blocks of the ``down``, ``mid`` or ``up`` side, in order."""
+    """Name the classes of the blocks of the ``down``, ``mid`` or ``up`` side, in order."""
     return tuple(type(b).__name__ for b in _blocks(name, side))
 
 
 def widths(name: str) -> tuple[int, ...]:
-    """Output channels of the down stages, in order."""
+    """List the output channels of the down stages, outermost first."""
     return tuple(unet(name).config.block_out_channels)
 
 
@@ -44,10 +91,10 @@ def _blocks(name: str, side: str) -> list[Any]:
 
 
 def inherits(student: str, teacher: str) -> bool:
-    """Whether every student parameter has a teacher parameter of its shape to come from.
+    """Say whether every student parameter has a teacher parameter of its shape to come from.
 
-    Down stages take the first pair, up stages the first and the last; up stages match from the outside in
-    (BK-SDM, section 3.1.1).
+    Down stages take the first pair, up stages the first and the last; up stages match from the outside in (BK-SDM,
+    section 3.1.1).
     """
     s, t = unet(student), unet(teacher)
     source = {name: p.shape for name, p in t.named_parameters()}
@@ -73,9 +120,7 @@ class Design:
     plain: bool = False  # whether DownBlock2D and UpBlock2D lose a ResNet as well
     outer: str = "kept"  # kept, both removed, down removed (UpBlock2D kept), up removed (DownBlock2D kept)
     mid: str = "kept"  # kept, removed
-    innermost: int = (
-        8  # where the outer stage is gone: 16 (its down-sampler goes as well) or 8 (a pair of samplers stays)
-    )
+    innermost: int = 8  # where the outer stage is gone: 16 (its sampler goes as well) or 8 (a pair of samplers stays)
 
     @property
     def label(self) -> str:
@@ -94,8 +139,21 @@ class Design:
         return ", ".join(words)
 
 
+DESIGNS: dict[str, Design] = {  # the reading that each of `NETWORKS` is, so that the two ways can be held together
+    "sd-1": Design(),
+    "sd-2": Design("sd-2"),
+    "down-up-removed": Design(outer="both", innermost=16),
+    "mid-removed": Design(mid="removed"),
+    "fewer-pairs": Design(drop="second", plain=True),
+    "bk-sdm-base": Design(drop="second", plain=True),
+    "bk-sdm-small": Design(drop="second", plain=True, mid="removed"),
+    "bk-sdm-tiny": Design(drop="second", outer="both", mid="removed", innermost=16),
+    "kdc-described": Design(drop="second", outer="both", innermost=16),
+}
+
+
 def family() -> Iterator[Design]:
-    """Every reading, without those that name the same network twice."""
+    """List every reading, without those that name the same network twice."""
     choices = product(
         ("sd-1", "sd-2"),
         ("none", "second", "last", "transformer"),
@@ -116,7 +174,7 @@ def design_count(design: Design) -> Count:
 
 
 def parts(design: Design) -> list[tuple[Any, ...]]:
-    """The blocks of a reading, each as ``(kind, channels in, channels out, resolution)``."""
+    """List the blocks of a reading, each as ``(kind, channels in, channels out, resolution)``."""
     both = design.outer == "both"
     inner = design.innermost if both else LATENT // 8
     listed: list[tuple[Any, ...]] = [("stem", 4, WIDTHS[0], LATENT)]
@@ -166,20 +224,13 @@ def _part(base: str, kind: str, inside: int, outside: int, size: int) -> Count:
     with torch.device("meta"):
         x = torch.empty(1, inside, size, size)
         if kind == "resnet":
-            return count(
-                ResnetBlock2D(in_channels=inside, out_channels=outside, temb_channels=1280),
-                x,
-                torch.empty(1, 1280),
-            )
+            block = ResnetBlock2D(in_channels=inside, out_channels=outside, temb_channels=1280)
+            return count(block, x, torch.empty(1, 1280))
         if kind == "transformer":
-            block = Transformer2DModel(
-                8,
-                inside // 8,
-                in_channels=inside,
-                cross_attention_dim=config["cross_attention_dim"],
-                use_linear_projection=config.get("use_linear_projection", False),
-            )
-            return count(block, x, torch.empty(1, TOKENS, config["cross_attention_dim"]), return_dict=False)
+            width, linear = config["cross_attention_dim"], config.get("use_linear_projection", False)
+            heads = {"in_channels": inside, "cross_attention_dim": width, "use_linear_projection": linear}
+            block = Transformer2DModel(8, inside // 8, **heads)
+            return count(block, x, torch.empty(1, TOKENS, width), return_dict=False)
         if kind == "down":
             return count(Downsample2D(inside, use_conv=True, out_channels=outside), x)
         if kind == "up":
@@ -188,7 +239,7 @@ def _part(base: str, kind: str, inside: int, outside: int, size: int) -> Count:
 
 
 def _end(kind: str, inside: int, outside: int, x: Any) -> Count:
-    """The stem (first convolution and time embedding) or the head (last norm and convolution)."""
+    """Count the stem (first convolution and time embedding) or the head (last norm and convolution)."""
     from diffusers.models.embeddings import TimestepEmbedding
     from torch import empty, nn
 
@@ -199,44 +250,29 @@ def _end(kind: str, inside: int, outside: int, x: Any) -> Count:
 
 @lru_cache(maxsize=1)
 def family_counts() -> dict[Design, Count]:
-    """Every reading with its counts; a few seconds, once a process."""
+    """Count every reading; a few seconds, once a process."""
     return {design: design_count(design) for design in family()}
 
 
 def printed(count_in_units: int, unit: int, text: str) -> bool:
-    """Whether a count prints as `text` in that unit, rounded or cut: 339.50 is 339.505, cut."""
+    """Say whether a count prints as `text` in that unit, rounded or cut: 339.50 is 339.505, cut."""
     places = len(text.partition(".")[2])
     value, scale = count_in_units / unit, 10**places
     target = round(float(text.replace(",", "")) * scale)
     return target in (round(value * scale), int(value * scale))
 
 
-def matching(
-    total: int | None = None,
-    gmac: str | None = None,
-    conventions: tuple[str, ...] = ("fvcore", "thop", "hooks", "all"),
-) -> list[tuple[Design, str]]:
-    """Readings, with the convention, that have that count and print that GMac figure; None asks nothing."""
+def matching(total: int | None = None, gmac: str | None = None) -> list[tuple[Design, str]]:
+    """List the readings of that many parameters that print that GMac figure, each with the convention that does.
+
+    What is None is not asked for, and without a figure the convention is empty.
+    """
     found = []
     for design, c in family_counts().items():
         if total is not None and c.parameters != total:
             continue
-        for convention in conventions if gmac is not None else ("",):
-            if gmac is None or printed(c.macs(convention), 10**9, gmac):
-                found.append((design, convention))
+        if gmac is None:
+            found.append((design, ""))
+        else:
+            found += [(design, name) for name in CONVENTIONS if printed(c.macs[name], 10**9, gmac)]
     return found
-
-
-def as_design(name: str) -> Design | None:
-    """The reading that a named configuration is, for the tests that hold the two ways together."""
-    base = Design()
-    return {
-        "sd-1": base,
-        "sd-2": replace(base, family="sd-2"),
-        "down-up-removed": replace(base, outer="both", innermost=16),
-        "mid-removed": replace(base, mid="removed"),
-        "bk-sdm-base": replace(base, drop="second", plain=True),
-        "bk-sdm-small": replace(base, drop="second", plain=True, mid="removed"),
-        "bk-sdm-tiny": replace(base, drop="second", outer="both", mid="removed", innermost=16),
-        "kdc-described": replace(base, drop="second", outer="both", innermost=16),
-    }.get(name)

@@ -29,7 +29,10 @@ class Distance:
 
 
 def distance(value: float, sample: Sequence[float]) -> Distance:
-    """The t distance of one more value from a normal sample (a prediction interval's logic)."""
+    """Measure how far one more value lies from a normal sample, as a prediction interval does.
+
+    UserError: a sample of fewer than 3.
+    """
     n = len(sample)
     check(n >= 3, "sample", n, "at least 3 values")
     mean, spread = float(np.mean(sample)), float(np.std(sample, ddof=1))
@@ -40,13 +43,13 @@ def distance(value: float, sample: Sequence[float]) -> Distance:
 
 
 def separations(means: Sequence[float], errors: Sequence[float]) -> Array:
-    """Every pair's difference over its combined error: an upper triangle, row by row."""
+    """Divide every pair's difference by its combined error: the upper triangle, (n (n - 1) / 2,), row by row."""
     pairs = [(i, j) for i in range(len(means)) for j in range(i + 1, len(means))]
     return np.array([abs(means[i] - means[j]) / hypot(errors[i], errors[j]) for i, j in pairs])
 
 
 def whole(texts: Sequence[str]) -> tuple[int, int, float]:
-    """Of numbers printed with two decimals or more: how many are whole, how many there are, and the chance.
+    """Count the whole ones among numbers printed with two decimals or more: hits, numbers, chance of so many hits.
 
     The chance takes the first two decimals as evenly spread.
     """
@@ -56,17 +59,17 @@ def whole(texts: Sequence[str]) -> tuple[int, int, float]:
 
 
 def spectrum(kind: str, dimensions: int) -> Array:
-    """Variances of a feature's directions, of total 1: ``flat``, or ``falling`` as 1/k."""
+    """Give the variances of a feature's directions, (dimensions,), of total 1: ``flat``, or ``falling`` as 1/k."""
     check(kind in ("flat", "falling"), "spectrum", kind, "flat or falling")
     values = np.ones(dimensions) if kind == "flat" else 1 / np.arange(1, dimensions + 1)
     return values / values.sum()
 
 
 def fid(x: Array, y: Array) -> float:
-    """Frechet distance of two samples (n, d), equation (7).
+    """Compute the Fréchet distance of two samples (n, d), equation (7).
 
-    The trace of the root of the product of the covariances is the sum of the singular values of AB', an n x n
-    matrix: exact, and cheap where n is less than d.
+    The trace of the root of the product of the covariances is the sum of the singular values of AB', an n x n matrix:
+    exact, and cheap where n is less than d, as in the simulation; `kdcdiff.metrics.fid_kid` has the usual formula.
     """
     a, b = ((s - s.mean(0)) / (len(s) - 1) ** 0.5 for s in (x, y))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
@@ -74,7 +77,7 @@ def fid(x: Array, y: Array) -> float:
 
 
 def kid(x: Array, y: Array) -> float:
-    """Unbiased squared MMD with the cubic kernel (x'y / d + 1)^3, equation (8)."""
+    """Compute the unbiased squared MMD of two samples with the cubic kernel (x'y / d + 1)^3, equation (8)."""
     d, n, m = x.shape[1], len(x), len(y)
     xx, yy, xy = ((p @ q.T / d + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
@@ -82,10 +85,10 @@ def kid(x: Array, y: Array) -> float:
 
 
 def perfect_model(n: int, kind: str, *, dimensions: int, repeats: int, seed: int) -> tuple[Array, Array]:
-    """FID and KID of perfect models: two samples of n from one Gaussian, so that the truth is 0 for both.
+    """Simulate FID and KID, each (repeats,), of perfect models: two samples of n from one Gaussian; the truth is 0.
 
-    FID is given as a share of twice the total variance, its value for centred sets with nothing in common;
-    KID for features of unit mean variance.
+    FID is given as a share of twice the total variance, its value for centred sets with nothing in common; KID for
+    features of unit mean variance.
     """
     rng = np.random.default_rng((seed, n, dimensions))
     scale = np.sqrt(spectrum(kind, dimensions))

@@ -11,25 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
 
 import yaml
 
 from kdcdiff.errors import UserError, check
 
-TEXT_COLUMNS = (
-    "label",
-    "role",
-    "student",
-    "teacher",
-    "network",
-    "type",
-    "weights",
-    "output_kd",
-    "feature_kd",
-    "mid_removed",
-)
 KEY_COLUMNS = ("dataset", "row")
+TEXT_COLUMNS = ("label", "role", "student", "teacher", "network", "type", "weights", "output_kd", "feature_kd",
+                "mid_removed")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,11 +44,11 @@ class Table:
     rows: list[dict[str, str]] = field(repr=False)
 
     def key(self, row: Mapping[str, str]) -> str:
-        """The address of a row."""
+        """Give the address of a row."""
         return "/".join([self.name, *(row[k] for k in KEY_COLUMNS if k in row)])
 
     def cell(self, row: Mapping[str, str], column: str) -> Cell:
-        """One cell of a row."""
+        """Read one cell of a row. ValueError: a word where a number belongs."""
         text = row[column]
         value = None if column in TEXT_COLUMNS or not text else number(text)
         better = self.columns.get(column, {}).get("better", "")
@@ -67,25 +56,21 @@ class Table:
 
 
 def number(text: str) -> float:
-    """The value of a printed number: thousands commas are dropped."""
+    """Read a printed number; thousands commas are dropped."""
     return float(text.replace(",", ""))
 
 
 def data_text(name: str) -> str:
-    """The text of a data file of this package."""
+    """Read a file of this package's ``data``."""
     return (files("kdcdiff.claims") / "data" / name).read_text(encoding="utf-8")
 
 
 def read_csv(name: str, columns: tuple[str, ...] | None = None) -> list[dict[str, str]]:
-    """Rows of a data file; each must fill every column, and `columns`, where given, must be the header."""
+    """Read a data file's rows. UserError: a row that does not fill every column, or a header other than `columns`."""
     lines = list(csv.reader(data_text(name).splitlines()))
     header, rows = lines[0], lines[1:]
-    check(
-        columns is None or tuple(header) == columns,
-        f"{name} header",
-        header,
-        f"must be {', '.join(columns or ())}",
-    )
+    expected = tuple(header) if columns is None else columns
+    check(tuple(header) == expected, f"{name} header", header, f"must be {', '.join(expected)}")
     for i, row in enumerate(rows, start=2):
         check(len(row) == len(header), f"{name} line {i}", row, f"must have {len(header)} cells")
     return [dict(zip(header, row, strict=True)) for row in rows]
@@ -93,14 +78,11 @@ def read_csv(name: str, columns: tuple[str, ...] | None = None) -> list[dict[str
 
 @lru_cache(maxsize=1)
 def load_tables() -> dict[str, Table]:
-    """All transcribed tables by name, validated: known columns, unique rows, numbers where numbers belong."""
-    found = {}
+    """Read all transcribed tables by name. UserError: an unknown column, a row twice, a word for a number."""
+    found, described = {}, {"paper", "source", "title", "columns"}
     for name, about in yaml.safe_load(data_text("tables.yaml")).items():
         check(
-            set(about) == {"paper", "source", "title", "columns"},
-            f"tables.yaml {name}",
-            sorted(about),
-            "must have paper, source, title and columns",
+            set(about) == described, f"tables.yaml {name}", sorted(about), f"must have {', '.join(sorted(described))}"
         )
         table = Table(name=name, rows=read_csv(f"{name}.csv"), **about)
         _validate(table)
@@ -109,6 +91,7 @@ def load_tables() -> dict[str, Table]:
 
 
 def _validate(table: Table) -> None:
+    """Raise `UserError` where a table's rows and its description do not fit."""
     keys = [table.key(row) for row in table.rows]
     check(len(set(keys)) == len(keys), table.name, keys, "rows must be unique")
     for column in table.rows[0]:
@@ -124,33 +107,29 @@ def _validate(table: Table) -> None:
 
 
 def cells(address: str) -> list[Cell]:
-    """The cells at an address; ``*`` stands for any data set or row. UserError where there is none."""
+    """Find the cells at an address; ``*`` stands for any data set or row. UserError: there is none."""
     table_name, *path = address.split("/")
     table = load_tables().get(table_name)
     if table is None:
         raise UserError(f"address={address!r}: no such table; there are {', '.join(load_tables())}")
-    depth = sum(k in table.rows[0] for k in KEY_COLUMNS)
-    check(len(path) == depth + 1, "address", address, f"must have {depth + 1} parts after the table")
+    keys = [k for k in KEY_COLUMNS if k in table.rows[0]]
+    check(len(path) == len(keys) + 1, "address", address, f"must have {len(keys) + 1} parts after the table")
     *where, column = path
     check(column in table.rows[0], "address", address, f"no such column; there are {', '.join(table.rows[0])}")
-    rows = [
-        r
-        for r in table.rows
-        if all(w in ("*", r[k]) for w, k in zip(where, [k for k in KEY_COLUMNS if k in r], strict=True))
-    ]
+    rows = [r for r in table.rows if all(w in ("*", r[k]) for w, k in zip(where, keys, strict=True))]
     check(bool(rows), "address", address, "no such row")
     return [table.cell(row, column) for row in rows]
 
 
 def cell(address: str) -> Cell:
-    """The one cell at an address."""
+    """Find the one cell at an address. UserError: there is none, or there are several."""
     found = cells(address)
     check(len(found) == 1, "address", address, f"names {len(found)} cells where one is asked for")
     return found[0]
 
 
 def peers(address: str) -> list[Cell]:
-    """The filled cells that share a cell's table, data set and column, itself among them."""
+    """Find the filled cells that share a cell's table, data set and column, itself among them."""
     head, _, column = address.rpartition("/")
     return [c for c in cells(f"{head.rpartition('/')[0]}/*/{column}") if c.value is not None]
 
@@ -168,8 +147,8 @@ class PrintedNumber:
 
 
 @lru_cache(maxsize=2)
-def figures(file: str) -> dict[str, PrintedNumber]:
-    """``numbers.csv``: what the papers' running text states. ``facts.csv``: what others publish."""
+def printed_numbers(file: str) -> dict[str, PrintedNumber]:
+    """Read ``numbers.csv``, what the papers' running text states, or ``facts.csv``, what others publish; by id."""
     rows = read_csv(file, ("id", "value", "unit", "source", "quote"))
     check(len({r["id"] for r in rows}) == len(rows), file, "id", "must be unique")
     return {
@@ -179,17 +158,15 @@ def figures(file: str) -> dict[str, PrintedNumber]:
 
 
 def stated(id: str) -> PrintedNumber:
-    """A number that a paper's text states."""
-    return _figure("numbers.csv", id)
+    """Find a number that a paper's text states. UserError: there is none of that id."""
+    return _printed_number("numbers.csv", id)
 
 
 def fact(id: str) -> PrintedNumber:
-    """A number from outside both papers."""
-    return _figure("facts.csv", id)
+    """Find a number from outside both papers. UserError: there is none of that id."""
+    return _printed_number("facts.csv", id)
 
 
-def _figure(file: str, id: str) -> PrintedNumber:
-    found: dict[str, Any] = figures(file)
-    if id not in found:
-        raise UserError(f"{file} id={id!r}: there is no such number")
-    return found[id]
+def _printed_number(file: str, id: str) -> PrintedNumber:
+    check(id in printed_numbers(file), f"{file} id", id, "there is no such number")
+    return printed_numbers(file)[id]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kdcdiff.book.render import BuildFailed, build
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=".", help="the book's folder (default: the working folder)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from kdcdiff.book.render import BuildFailed, build
+
     try:
         build(args.root)
     except BuildFailed as failure:

@@ -3,98 +3,131 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from accelerate import PartialState
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from kdcdiff.cli import arguments
+from kdcdiff.cli.arguments import decay, fraction, one_of, positive, weight, whole
+from kdcdiff.errors import UserError, check
+from kdcdiff.models.shipped import PIPELINES
+from kdcdiff.models.variants import VARIANTS
+from kdcdiff.training.protocols import HERE, PROTOCOLS
 
-from kdcdiff.data import sources
-from kdcdiff.data.image_set import caption_of
-from kdcdiff.data.latents import encode_set
-from kdcdiff.errors import check
-from kdcdiff.models import surgery
-from kdcdiff.models.pipeline import load_pipeline
-from kdcdiff.sampling import generate as sampling
-from kdcdiff.training.distill import _DTYPES, distill
-from kdcdiff.training.losses import KDCLoss
-
-PROTOCOLS: dict[str, dict[str, Any]] = {  # settings of `distill` as the papers print them; what they leave out is ours
-    "here": {},
-    "kdc-diff": {"batch": 1, "lr": 5e-5, "precision": "fp16", "checkpointing": True},
-    "bk-sdm": {"batch": 64, "accumulate": 4, "lr": 5e-5, "schedule": "constant", "steps": 50_000},
+WEIGHTS: dict[str, dict[str, tuple[str, arguments.Type, str]]] = {  # objective -> option -> its field, type and meaning
+    "kdc-diff": {
+        "--alpha": ("alpha", fraction, "weight of the soft targets, the hard ones have the rest (0.9)"),
+        "--beta": ("beta", weight, "weight of the features (0.1)"),
+        "--gamma": ("gamma", weight, "weight of the denoising error (1.0)"),
+        "--temperature": ("temperature", positive, "of the soft targets (4.0)"),
+        "--reading": ("reading", one_of("all", "space", "channels"), "what a softmax runs over (all)"),
+        "--label": ("label", one_of("distribution", "argmax"), "the hard target (distribution)"),
+    },
+    "bk-sdm": {
+        "--output-weight": ("output", weight, "weight of the teacher's output (1.0)"),
+        "--feature-weight": ("feature", weight, "weight of the features (1.0)"),
+    },
+}
+SETTINGS: dict[str, tuple[arguments.Type, str]] = {  # of a protocol
+    "steps": (whole(1), "optimizer steps"),
+    "batch": (whole(1), "images of a micro-batch, all processes together"),
+    "accumulate": (whole(1), "micro-batches of a step"),
+    "lr": (positive, "peak learning rate"),
+    "schedule": (one_of("constant", "linear", "cosine"), "constant, linear or cosine, after warm-up"),
+    "precision": (one_of("no", "fp16", "bf16"), "mixed precision: no, fp16 or bf16"),
+    "ema": (decay, "decay of averaged weights, 0 for none"),
+    "snr_gamma": (weight, "of min-SNR weights, 0 for none"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher", default="flora", help="flora, a pipeline folder or a hub id")
-    parser.add_argument("--variant", default="kdc-described", help="what to remove; `kdcdiff shrink --help` lists them")
-    parser.add_argument("--data", default="flora", help="flora or an image folder with train and test")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the student's pipeline; must not exist")
-    parser.add_argument(
-        "--protocol", choices=PROTOCOLS, default="here", help="the papers' printed settings; later options replace them"
-    )
-    parser.add_argument("--steps", type=int, help="optimizer steps (2000)")
-    parser.add_argument("--batch", type=int, help="images of a micro-batch, all processes together (32)")
-    parser.add_argument("--accumulate", type=int, help="micro-batches of a step (1)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (5e-4)")
-    parser.add_argument("--schedule", choices=("constant", "linear", "cosine"), help="after warm-up (cosine)")
-    parser.add_argument("--precision", choices=tuple(_DTYPES), help="mixed precision (no)")
-    parser.add_argument("--checkpointing", action="store_true", default=None, help="trade time for memory")
-    parser.add_argument("--ema", type=float, help="decay of averaged weights (0: none)")
-    parser.add_argument("--snr-gamma", type=float, help="of min-SNR weights (0: none)")
-    for name in ("alpha", "beta", "gamma", "temperature"):
-        default = getattr(KDCLoss(), name)
-        parser.add_argument(f"--{name}", type=float, default=default, help=f"of equation (6) ({default})")
-    parser.add_argument("--per-class", type=int, default=200, help="training images of each class")
-    parser.add_argument("--views", type=int, default=1, help="of each picture: itself, then random crops and mirrors")
-    parser.add_argument("--tracker", action="append", help="of accelerate's: tensorboard, wandb, ...")
-    parser.add_argument("--sheet-every", type=int, default=0, help="steps between sample sheets (0: none)")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--teacher", type=arguments.pipeline, default="flora", help=f"{PIPELINES} (default: %(default)s)")
+    variants = f"what to remove: {', '.join(VARIANTS)}, or a JSON file (default: %(default)s)"
+    add("--variant", type=arguments.variant, default="kdc-described", help=variants)
+    add("--data", type=arguments.dataset, default="flora", help=f"{arguments.DATASETS} (default: %(default)s)")
+    classes = "to train on (default: all). Of flora base classes only, for no weight is to have seen a novel one; "
+    classes += "of an image folder any, so name those to be learnt where others are to stay unseen"
+    add("--classes", nargs="+", metavar="CLASS", help=classes)
+    add("--out", type=arguments.new_path, required=True, help="folder of the student's pipeline; must not exist")
+    protocols = f"{', '.join(PROTOCOLS)}: objective and settings as printed; other options replace them (default: here)"
+    add("--protocol", type=one_of(*PROTOCOLS), default="here", help=protocols)
+    for name, (kind, meaning) in SETTINGS.items():
+        add(f"--{name.replace('_', '-')}", type=kind, help=f"{meaning} ({HERE[name]})")
+    add("--checkpointing", action="store_true", default=None, help="trade time for memory")
+    add("--objective", type=one_of(*WEIGHTS), help=f"{' or '.join(WEIGHTS)} (default: the protocol's)")
+    for objective, options in WEIGHTS.items():
+        group = parser.add_argument_group(f"of --objective {objective}")
+        for option, (_, kind, meaning) in options.items():
+            group.add_argument(option, dest=option, metavar="X", type=kind, help=meaning)
+    add("--per-class", type=whole(1), default=200, help="training images of each class (default: %(default)s)")
+    views = "of each picture: itself, then random crops and mirrors (default: %(default)s)"
+    add("--views", type=whole(1), default=1, help=views)
+    add("--tracker", action="append", help="of accelerate's: tensorboard, wandb, ...")
+    add("--sheet-every", type=whole(0), default=0, help="steps between sample sheets (0: none)")
+    add("--seed", type=arguments.seed, default=0, help="default: %(default)s")
+    arguments.add_device(parser)
+
+
+def _chosen(args: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return the objective, its fields, and the settings of training. UserError: an option of another objective."""
+    given = {name: getattr(args, name) for name in (*SETTINGS, "checkpointing", "objective")}
+    settings = PROTOCOLS[args.protocol] | {name: value for name, value in given.items() if value is not None}
+    chosen, fields = settings.pop("objective"), {}
+    for objective, options in WEIGHTS.items():
+        for option, (field, _, _) in options.items():
+            if (value := getattr(args, option)) is not None:
+                if objective != chosen:
+                    raise UserError(f"{option}: belongs to --objective {objective}")
+                fields[field] = value
+    return chosen, fields, settings
 
 
 def run(args: argparse.Namespace) -> int:
+    name, fields, settings = _chosen(args)
 
-    check(not args.out.exists(), "out", str(args.out), "must be a folder that does not exist yet")
-    objective = KDCLoss(alpha=args.alpha, beta=args.beta, gamma=args.gamma, temperature=args.temperature)
-    chosen = ("steps", "batch", "accumulate", "lr", "schedule", "precision", "checkpointing", "ema", "snr_gamma")
-    given = {name: getattr(args, name) for name in chosen if getattr(args, name) is not None}
-    settings = {"steps": 2000} | PROTOCOLS[args.protocol] | given
-    pipeline = load_pipeline(args.teacher)
-    student = surgery.shrink(pipeline.unet, args.variant)
-    source = sources.open_source(args.data)
-    images = source.load("train", source.classes, args.per_class)
+    from accelerate import PartialState
+
+    from kdcdiff.data.image_set import caption_of
+    from kdcdiff.data.latents import encode_set
+    from kdcdiff.data.sources import open_source
+    from kdcdiff.models import surgery
+    from kdcdiff.models.export import model_card, name_of, save_distilled
+    from kdcdiff.models.pipeline import image_size, load_pipeline
+    from kdcdiff.sampling.folder import save_sheet
+    from kdcdiff.training.distill import OBJECTIVES, distill
+
+    arguments.device_of(args)
+    process = PartialState(cpu=args.device == "cpu")  # on a GPU of its own where there are several
+    half = settings["precision"] == "fp16" and process.device.type == "cpu"
+    check(not half, "precision", "fp16", "needs a GPU; give --precision bf16 or no")
+    objective, source = OBJECTIVES[name](**fields), open_source(args.data)
+    known = source.base if args.data == "flora" else source.classes  # no shipped weight is to have seen a novel class
+    classes = tuple(args.classes or known)
+    for word in classes:
+        check(word in known, "classes", word, f"must be of {', '.join(known)}")
+
+    pipeline = load_pipeline(args.teacher).to(process.device)
+    teacher, student = pipeline.unet, surgery.shrink(pipeline.unet, args.variant)
+    images = replace(source, size=image_size(pipeline)).load("train", classes, args.per_class)
     latents = encode_set(pipeline, images.views(args.views, args.seed))
+    latents = replace(latents, **{field: getattr(latents, field).cpu() for field in ("mean", "std", "prompts")})
     work = args.out.with_name(args.out.name + ".work")  # snapshots: the same command goes on after a kill
-    distill(
-        student, pipeline.unet, latents, pipeline.scheduler, objective, seed=args.seed, folder=work,
-        trackers=tuple(args.tracker or ()), watch=_sheets(pipeline, student, source.classes, work / "sheets"),
-        watch_every=args.sheet_every, **settings,
+    pipeline.unet = student
+
+    def watch(step: int) -> None:
+        save_sheet(pipeline, [caption_of(word) for word in classes[:8]], work / "sheets" / f"step-{step:07d}.png")
+
+    log = distill(
+        student, teacher, latents, pipeline.scheduler, objective, seed=args.seed, folder=work,
+        trackers=tuple(args.tracker or ()), watch=watch, watch_every=args.sheet_every, **settings,
     )  # fmt: skip
-    if not PartialState().is_main_process:
-        return 0
-    pipeline.unet = student.to("cpu")
-    pipeline.save_pretrained(work / "pipeline", safe_serialization=True)
-    (work / "pipeline").rename(args.out)
-    print(f"student written to {args.out}")
+    if process.is_main_process:
+        data = f"{source.name}: {', '.join(classes)}; {len(images)} images, {args.views} views of each"
+        weights = f"{name}: {', '.join(f'{field} {value}' for field, value in vars(objective).items())}"
+        last = ", ".join(f"{term} {value:.4g}" for term, value in log[-1].items() if term != "step")
+        training = {"objective": weights, "data": data} | settings | {"seed": args.seed, "losses at the end": last}
+        dtype = str(student.dtype).removeprefix("torch.")
+        card = model_card(teacher.config, args.variant, name_of(args.teacher), dtype, training)
+        save_distilled(pipeline, card, args.out)
+        print(f"student written to {args.out}")
     return 0
-
-
-def _sheets(
-    pipeline: StableDiffusionPipeline, student: UNet2DConditionModel, classes: Sequence[str], folder: Path
-) -> Callable[[int], None]:
-    """A watcher that draws one picture of each of the first eight classes, always from the same noise."""
-    from PIL import Image
-    from torchvision.utils import make_grid
-
-    prompts = [caption_of(name) for name in classes[:8]]
-
-    def draw(step: int) -> None:
-        teacher, pipeline.unet = pipeline.unet, student
-        images = sampling.generate(pipeline, prompts, seed=0, steps=20, guidance=4.0)
-        pipeline.unet = teacher
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(make_grid(images, nrow=4).permute(1, 2, 0).numpy()).save(folder / f"step-{step:07d}.png")
-
-    return draw

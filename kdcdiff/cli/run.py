@@ -8,51 +8,35 @@ import sys
 import time
 from pathlib import Path
 
-from kdcdiff.book import notebook as notebooks
-from kdcdiff.book import runner
-from kdcdiff.book.notebook import Book
-from kdcdiff.book.staging import cost_table, costs, save_outputs
+from kdcdiff.cli import arguments
 from kdcdiff.errors import check
-from kdcdiff.store import write_atomically
+from kdcdiff.experiments import profiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--profile", default="mini", help="smoke, mini or paper (default: %(default)s)")
-    add("--dataset", default="flora", help="flora, oxford-102 or an image folder (default: %(default)s)")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    profile = arguments.refusing(lambda name: profiles.get(name).name)
+    add("--profile", type=profile, default="mini", help=f"{', '.join(profiles.PROFILES)} (default: %(default)s)")
+    add("--dataset", type=arguments.dataset, default="flora", help=f"{arguments.DATASETS} (default: %(default)s)")
+    add("--seed", type=arguments.seed, default=0, help="default: %(default)s")
     add("--artifacts", default="artifacts", help="the store's folder (default: %(default)s)")
-    add(
-        "--only",
-        action="append",
-        metavar="CHAPTER",
-        help="a chapter to run, e.g. 03-surgery; may be repeated",
-    )
-    add(
-        "-p",
-        dest="own",
-        nargs=2,
-        action="append",
-        metavar=("NAME", "VALUE"),
-        default=[],
-        help="a notebook parameter, for every chapter that has it; may be repeated",
-    )
-    add(
-        "--timeout",
-        type=float,
-        default=runner.CELL_TIMEOUT,
-        help="seconds that one cell may take (default: %(default)s)",
-    )
+    add("--only", action="append", metavar="CHAPTER", help="a chapter to run, e.g. surgery; may be repeated")
+    own = "a notebook parameter, for every chapter that has it; may be repeated"
+    add("-p", dest="own", nargs=2, action="append", metavar=("NAME", "VALUE"), default=[], help=own)
+    add("--timeout", type=arguments.positive, help="seconds that one cell may take (default: four hours)")
     add("--force", action="store_true", help="run chapters that are up to date as well")
-    add(
-        "--save-outputs",
-        action="store_true",
-        help="write the outputs back into the notebooks, to be committed",
-    )
+    add("--save-outputs", action="store_true", help="write the outputs back into the notebooks, to be committed")
     add("--root", default=".", help="the book's folder (default: the working folder)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from kdcdiff.book import notebook as notebooks
+    from kdcdiff.book import runner
+    from kdcdiff.book.costs import chapter_costs, stage_costs, stage_table
+    from kdcdiff.book.staging import save_outputs
+    from kdcdiff.book.toc import Book
+    from kdcdiff.store import write_atomically
+
     book = Book(Path(args.root).resolve())
     for name, _ in args.own:
         check(name not in notebooks.STANDARD, "-p", name, f"use --{name}")
@@ -66,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             artifacts=args.artifacts,
             only=args.only,
             own=dict(args.own),
-            timeout=args.timeout,
+            timeout=args.timeout or runner.CELL_TIMEOUT,
             force=args.force,
         )
     except runner.ChapterFailed as failure:
@@ -75,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if args.save_outputs:
         save_outputs(book)
         print("the notebooks now hold these outputs")
-    spent = costs(book)
+    spent = {"chapters": chapter_costs(book), "stages": stage_costs(book)}
     write_atomically(book.build / "costs.json", json.dumps(spent, indent=1) + "\n")
-    print(cost_table(spent["stages"]))
+    print(stage_table(spent["stages"]))
     print(
         f"{len(executed)} chapters executed in {time.perf_counter() - start:,.0f} s, the rest up to date; "
         f"executed copies: {book.staged}"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`images` (N, 3, H, W) uint8, `labels` (N,) int64 into `classes`, one caption each; `masks`
-    (N, H, W) uint8 or None.
+    """`images` (N, 3, H, W) uint8, `labels` (N,) int64 into `classes`, one caption each.
+
+    `masks` (N, H, W) uint8 show where the subjects are; None where nobody knows.
     """
 
     images: Tensor
@@ -33,6 +35,7 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, rows: Tensor) -> ImageSet:
+        """Take the pictures of these numbers, (n,) int64."""
         masks = None if self.masks is None else self.masks[rows]
         return replace(
             self,
@@ -43,15 +46,11 @@ class ImageSet:
         )
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
-        """The pictures of these classes; `classes` stays whole, so labels keep their meaning."""
-        for name in names:
-            check(name in self.classes, "class", name, f"must be one of {', '.join(self.classes)}")
-        return self.subset(
-            torch.isin(self.labels, torch.tensor([self.classes.index(n) for n in names])).nonzero()[:, 0]
-        )
+        """Take the pictures of these classes; `classes` stays whole, so labels keep their meaning."""
+        return self.subset(rows_of(self.labels, self.classes, names))
 
     def views(self, count: int, seed: int) -> ImageSet:
-        """`count` views of each picture: itself, then random crops of 80 % to all of its side, half of them mirrored.
+        """Make `count` views of each picture: itself, then random crops of 80 % to all of its side, half flipped.
 
         A cache that holds the views keeps flips and crops live though each is encoded once: a row is drawn at each
         step. Masks are dropped.
@@ -73,39 +72,44 @@ class ImageSet:
         return replace(self, images=torch.cat(images), labels=self.labels[rows], captions=captions, masks=None)
 
     def save(self, folder: Path) -> None:
+        """Write the set to `folder`, as safetensors and JSON."""
         tensors = {"images": self.images, "labels": self.labels} | ({} if self.masks is None else {"masks": self.masks})
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "pictures.safetensors")
-        (folder / "pictures.json").write_text(
-            json.dumps({"classes": self.classes, "captions": self.captions}, indent=0)
-        )
+        words = {"classes": self.classes, "captions": self.captions}
+        (folder / "pictures.json").write_text(json.dumps(words, indent=0))
 
     @classmethod
     def load(cls, folder: Path) -> ImageSet:
+        """Read a set that `save` wrote."""
+        fields: dict[str, Any] = load_file(folder / "pictures.safetensors")
         words = json.loads((folder / "pictures.json").read_text())
-        return cls(
-            **load_file(folder / "pictures.safetensors"),
-            captions=tuple(words["captions"]),
-            classes=tuple(words["classes"]),
-        )
+        fields |= {name: tuple(texts) for name, texts in words.items()}
+        return cls(**fields)
+
+
+def rows_of(labels: Tensor, classes: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Return the numbers, (n,) int64, of the rows whose class is one of `names`. UserError: a name not in `classes`."""
+    for name in names:
+        check(name in classes, "class", name, f"must be one of {', '.join(classes)}")
+    return torch.isin(labels, torch.tensor([classes.index(n) for n in names])).nonzero()[:, 0]
 
 
 def words_of(name: str) -> str:
-    """A class's name as captions spell it: ``red admiral`` of the folder ``red-admiral``."""
+    """Spell a class's name as captions do: ``red admiral`` of the folder ``red-admiral``."""
     return name.replace("-", " ").replace("_", " ").strip().lower()
 
 
-def caption_of(name: str, kind: str = "") -> str:
-    """The caption template: ``a photo of a red admiral``, with the article that the name wants."""
+def caption_of(name: str) -> str:
+    """Fill in the caption template: ``a photo of a red admiral``, with the article that the name wants."""
     name = words_of(name)
-    article = "an" if name[:1] in "aeiou" else "a"
-    return f"a photo of {article} {name}" + (f", a {kind}" if kind else "")
+    return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"
 
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, H, W) uint8, whole or in batches
 
 
 def check_images(images: Tensor, name: str = "images") -> Tensor:
-    """`images` if they are a batch of (N, 3, H, W) uint8; UserError otherwise."""
+    """Return `images` if they are (N, 3, H, W) uint8; UserError otherwise."""
     ok = images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] == 3
     check(ok, name, f"{tuple(images.shape)} {images.dtype}", "must be (N, 3, H, W) uint8, values 0 to 255")
     return images

@@ -6,12 +6,11 @@ training on the pictures: the step touches neither the autoencoder nor the text 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -19,42 +18,45 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kdcdiff.data.image_set import ImageSet
-from kdcdiff.errors import check
+from kdcdiff.data.image_set import ImageSet, rows_of
 from kdcdiff.models.pipeline import tokenize
+from kdcdiff.provenance import sha256_weights
 
 
 def to_signed(images: Tensor) -> Tensor:
-    """Pixels (N, 3, H, W) from uint8 to [-1, 1], in channels-last memory: the layout that convolutions like best."""
+    """Scale pixels (N, 3, H, W) from uint8 to [-1, 1], in channels-last memory: the layout that convolutions like."""
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 def draw_rows(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """`count` row numbers below `size`, with replacement, (count,)."""
+    """Draw `count` row numbers below `size` with replacement, (count,) int64."""
     return torch.randint(size, (count,), generator=generator)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """Scaled latents of `images` (N, 3, H, W) uint8 as mean and standard deviation, each (N, C, H/8, W/8)."""
+    """Encode `images` (N, 3, H, W) uint8: mean and standard deviation of their scaled latents, each (N, C, h, w)."""
     posteriors = [vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
     scale = vae.config.scaling_factor
-    return torch.cat([p.mean for p in posteriors]).contiguous() * scale, torch.cat(
-        [p.std for p in posteriors]
-    ).contiguous() * scale
+    mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+    return mean.contiguous() * scale, std.contiguous() * scale
+
+
+class Origin(NamedTuple):
+    """Where latents come from: those of another autoencoder, or scaled otherwise, mean something else."""
+
+    autoencoder: str
+    scaling_factor: float
 
 
 def origin_of(vae: AutoencoderKL) -> Origin:
-    """What makes this autoencoder's latents its own: a checksum of its weights, and its scaling factor."""
-    digest = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + value.float().contiguous().cpu().numpy().tobytes())
-    return Origin(digest.hexdigest()[:16], vae.config.scaling_factor)
+    """Say what makes this autoencoder's latents its own: a checksum of its weights, and its scaling factor."""
+    return Origin(sha256_weights(vae.state_dict())[:16], vae.config.scaling_factor)
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
-    """Images (N, 3, H, W) uint8 of scaled `latents` (N, C, h, w)."""
+    """Decode scaled `latents` (N, C, h, w) to images (N, 3, H, W) uint8."""
     scale = vae.config.scaling_factor
     parts = [vae.decode(part.to(vae.device, vae.dtype) / scale).sample for part in latents.split(batch)]
     return ((torch.cat(parts).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
@@ -62,18 +64,16 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
 
 @torch.no_grad()
 def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Prompt embeddings (N, tokens, width): the last hidden state, as Stable Diffusion reads it."""
-    return torch.cat(
-        [text_encoder(part.to(text_encoder.device))[0] for part in tokenize(tokenizer, captions).split(256)]
-    )
+    """Embed captions to (N, tokens, width): the last hidden state, as Stable Diffusion reads it."""
+    tokens = tokenize(tokenizer, captions).split(256)
+    return torch.cat([text_encoder(part.to(text_encoder.device))[0] for part in tokens])
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """`mean`, `std` (N, C, h, w), scaled; `labels` (N,) into `classes`; `captions` (N,) rows of `prompts`
-    (P, tokens, width).
+    """`mean`, `std` (N, C, h, w), scaled; `labels` (N,) into `classes`; `captions` (N,) into `prompts`.
 
-    `texts` are the captions behind `prompts`; row 0 is the empty one, which caption dropout takes.
+    `prompts` (P, tokens, width) are the embeddings of `texts`; row 0 is the empty one, which caption dropout takes.
     """
 
     mean: Tensor
@@ -88,54 +88,37 @@ class LatentSet:
         return len(self.mean)
 
     def of_classes(self, names: Sequence[str]) -> LatentSet:
-        """The rows of these classes."""
-        for name in names:
-            check(name in self.classes, "class", name, f"must be one of {', '.join(self.classes)}")
-        wanted = torch.tensor([self.classes.index(n) for n in names])
-        rows = torch.isin(self.labels, wanted).nonzero()[:, 0]
-        return replace(
-            self,
-            mean=self.mean[rows],
-            std=self.std[rows],
-            labels=self.labels[rows],
-            captions=self.captions[rows],
-        )
+        """Take the rows of these classes; `classes` stays whole."""
+        rows = rows_of(self.labels, self.classes, names)
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("mean", "std", "labels", "captions")})
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """One draw of the latents of `rows`, (len(rows), C, h, w)."""
+        """Draw the latents of `rows` once, (len(rows), C, h, w)."""
         return self.mean[rows] + self.std[rows] * torch.randn(len(rows), *self.mean.shape[1:], generator=generator)
 
     def save(self, folder: Path) -> None:
+        """Write the cache to `folder`, as safetensors and JSON."""
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "std", "labels", "captions", "prompts")}
         save_file(tensors, folder / "latents.safetensors")
         (folder / "latents.json").write_text(json.dumps({"classes": self.classes, "texts": self.texts}, indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> LatentSet:
-        """Memory-mapped: rows are read from disk when they are used."""
+        """Read a cache that `save` wrote; memory-mapped: rows are read from disk when they are used."""
+        fields: dict[str, Any] = load_file(folder / "latents.safetensors")
         words = json.loads((folder / "latents.json").read_text())
-        return cls(
-            **load_file(folder / "latents.safetensors"),
-            texts=tuple(words["texts"]),
-            classes=tuple(words["classes"]),
-        )
+        fields |= {name: tuple(texts) for name, texts in words.items()}
+        return cls(**fields)
 
 
 def encode_set(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:
-    """The latents cache of `images` for `pipeline`."""
+    """Encode pictures and captions by `pipeline`'s autoencoder and text encoder."""
     mean, std = encode(pipeline.vae, images.images)
     texts = ("", *sorted(set(images.captions)))
     place = {text: i for i, text in enumerate(texts)}
     captions = torch.tensor([place[c] for c in images.captions])
-    return LatentSet(
-        mean,
-        std,
-        images.labels,
-        captions,
-        embed(pipeline.text_encoder, pipeline.tokenizer, texts),
-        texts,
-        images.classes,
-    )
+    prompts = embed(pipeline.text_encoder, pipeline.tokenizer, texts)
+    return LatentSet(mean, std, images.labels, captions, prompts, texts, images.classes)
 
 
 @dataclass(frozen=True)
@@ -177,18 +160,7 @@ def add_noise(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator
 def denoising_batch(
     latents: LatentSet, rows: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, dropout: float = 0.1
 ) -> DenoisingBatch:
-    """A training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
+    """Make a training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
     keep = torch.rand(len(rows), generator=generator) >= dropout
-    return add_noise(
-        latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep], scheduler, generator
-    )
-
-
-# --- the buffer ----------------------------------------------------------------------------------------------
-
-
-class Origin(NamedTuple):
-    """Where latents come from: those of another autoencoder, or scaled otherwise, mean something else."""
-
-    autoencoder: str
-    scaling_factor: float
+    clean, prompt = latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep]
+    return add_noise(clean, prompt, scheduler, generator)

@@ -1,46 +1,39 @@
-"""Pictures with captions and classes, and their latents: what every later stage reads.
-
-One in-memory type, `ImageSet`, whatever the source: `flora`, a folder of class folders, or Oxford-102.
-"""
+"""Where pictures come from: `flora`, a folder of class folders, or Oxford-102; and `Source`, one of them by name."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from kdcdiff.data import flora
-from kdcdiff.data.image_set import IMAGE_SUFFIXES, ImageSet, caption_of
+from kdcdiff.data.image_folder import METADATA, TEXT, ImageFolder, column_of, image_files, read_metadata
+from kdcdiff.data.image_set import ImageSet, caption_of
 from kdcdiff.errors import UserError, check
+from kdcdiff.provenance import sha256_file
 
-SPLITS = {
-    "train": ("train",),
-    "test": ("test", "valid", "validation", "val"),
-}  # a split and the folders it may be called
+SPLITS = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  # and what their folders may be called
 MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is refused
-
-
+LEAST_IMAGES = 8  # training images that a class needs
 TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
+SIDE = 64  # of the square pictures, in pixels, unless the caller says otherwise
 
 
-def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0, progress: bool = True) -> ImageSet:
-    """`per_class` pictures of each class, class after class."""
+def load_flora(
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = SIDE, progress: bool = True
+) -> ImageSet:
+    """Draw `per_class` pictures of each class, class after class, (N, 3, size, size), with the subjects' masks."""
     offset = {"train": 0, "test": TEST_OFFSET}[split]
     pairs = [(name, offset + i) for name in classes for i in range(per_class)]
-    drawn = [
-        flora.draw(name, i, seed)
-        for name, i in tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)
-    ]
+    bar = tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)
+    drawn = [flora.draw(name, i, seed, size) for name, i in bar]
     return ImageSet(
         images=torch.from_numpy(np.stack([p.image for p in drawn])).permute(0, 3, 1, 2).contiguous(),
         labels=torch.arange(len(classes)).repeat_interleave(per_class),
@@ -50,36 +43,11 @@ def load_flora(split: str, classes: Sequence[str], per_class: int, seed: int = 0
     )
 
 
-def _square(path: Path, size: int) -> np.ndarray:
-    """An RGB centre crop of `size` pixels, (size, size, 3) uint8."""
-    with Image.open(path) as file:
-        image = file.convert("RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return np.asarray(
-            image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-        )
-
-
-def _captions_file(folder: Path) -> dict[str, str]:
-    """`metadata.csv` of the imagefolder convention: columns file_name and text (or caption)."""
-    path = folder / "metadata.csv"
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    column = next((c for c in ("text", "caption") if rows and c in rows[0]), None)
-    check(
-        bool(rows) and "file_name" in rows[0] and column is not None,
-        "metadata.csv",
-        str(path),
-        "needs the columns file_name and text",
-    )
-    return {row["file_name"]: row[str(column)] for row in rows}
+# --- folders of class folders --------------------------------------------------------------------------------
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split: ``root/train``, ``root/test`` or what it may be called."""
+    """Find the folder of a split: ``root/train``, ``root/test`` or what it may be called."""
     check(root.is_dir(), "dataset", str(root), "must be flora, oxford-102 or an existing image folder")
     for name in SPLITS[split]:
         if (root / name).is_dir():
@@ -88,66 +56,62 @@ def split_folder(root: Path, split: str) -> Path:
 
 
 def folder_classes(root: Path, least: int = 1) -> list[str]:
-    """Class names that both splits have, sorted; a class with fewer than `least` training images is refused."""
+    """Name the classes that both splits have, sorted. UserError: none, or fewer than `least` training images of one."""
     counts = {
-        split: {
-            d.name: sum(f.suffix.lower() in IMAGE_SUFFIXES for f in d.iterdir())
-            for d in sorted(split_folder(root, split).iterdir())
-            if d.is_dir()
-        }
+        split: {d.name: len(image_files(d)) for d in split_folder(root, split).iterdir() if d.is_dir()}
         for split in SPLITS
     }
-    names = [name for name, n in counts["train"].items() if n and counts["test"].get(name, 0)]
+    train, test = counts["train"], counts["test"]
+    names = sorted(name for name, n in train.items() if n and test.get(name))
     check(bool(names), "dataset", str(root), "must hold class folders with images in both splits")
     for name in names:
-        check(
-            counts["train"][name] >= least,
-            "class",
-            name,
-            f"needs at least {least} training images, has {counts['train'][name]}",
-        )
+        check(train[name] >= least, "class", name, f"needs at least {least} training images, has {train[name]}")
     return names
 
 
+def folder_captions(folder: Path) -> dict[str, str]:
+    """Read what ``metadata.csv`` says of each file of a split. UserError: a table without captions."""
+    rows = read_metadata(folder)
+    texts = column_of(rows, *TEXT)
+    check(not rows or texts is not None, METADATA, str(folder / METADATA), "needs the columns file_name and text")
+    return texts or {}
+
+
 def load_folder(
-    root: Path, split: str, classes: Sequence[str], per_class: int, size: int = 64, progress: bool = True
+    root: Path, split: str, classes: Sequence[str], per_class: int, size: int = SIDE, progress: bool = True
 ) -> ImageSet:
-    """Up to `per_class` images of each class folder, centre-cropped; unreadable ones are named, counted and skipped.
+    """Read up to `per_class` images of each class folder, centre-cropped; unreadable ones are named and skipped.
 
     Raises `UserError` where more than 5 % of the images cannot be read, or a class is left without any.
     """
-    folder, images, labels, captions, unreadable = split_folder(root, split), [], [], [], []
-    texts = _captions_file(folder)
-    files = []
-    for label, name in enumerate(classes):
+    folder = split_folder(root, split)
+    for name in classes:
         check((folder / name).is_dir(), "class", name, f"must be a folder of {folder}")
-        found = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        files += [(label, f) for f in found[:per_class]]
-    for label, path in tqdm(files, desc=f"reading {split} images", disable=not progress, mininterval=1):
+    texts = folder_captions(folder)
+    files = [f for name in classes for f in image_files(folder / name)[:per_class]]
+    images = np.empty((len(files), size, size, 3), np.uint8)
+    read: list[Path] = []
+    unreadable: list[str] = []
+    reading = ImageFolder(folder, files=files, size=size).decoded()
+    for path, picture in tqdm(reading, f"reading {split} images", len(files), disable=not progress, mininterval=1):
         try:
-            images.append(_square(path, size))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            images[len(read)] = picture.result()
+            read.append(path)
+        except UserError:
             unreadable.append(path.relative_to(root).as_posix())
-            continue
-        labels.append(label)
-        captions.append(texts.get(path.relative_to(folder).as_posix()) or caption_of(classes[label]))
     if unreadable:
-        share = len(unreadable) / len(files)
         named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        check(
-            share <= MOST_UNREADABLE,
-            "dataset",
-            str(root),
-            f"{len(unreadable)} of {len(files)} images cannot be read ({named}); at most {MOST_UNREADABLE:.0%} may be",
-        )
-        print(f"skipped {len(unreadable)} of {len(files)} images that cannot be read: {named}")
-    counts = Counter(labels)
+        counted = f"{len(unreadable)} of {len(files)} images"
+        allowed = f"{counted} cannot be read ({named}); at most {MOST_UNREADABLE:.0%} may be"
+        check(len(unreadable) / len(files) <= MOST_UNREADABLE, "dataset", str(root), allowed)
+        print(f"skipped {counted} that cannot be read: {named}")
+    labels = [classes.index(f.parent.name) for f in read]
     for label, name in enumerate(classes):
-        check(counts[label] > 0, "class", name, f"has no readable image in {split}")
+        check(label in labels, "class", name, f"has no readable image in {split}")
     return ImageSet(
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(images[: len(read)]).permute(0, 3, 1, 2).contiguous(),
         torch.tensor(labels),
-        tuple(captions),
+        tuple(texts.get(f.relative_to(folder).as_posix()) or caption_of(f.parent.name) for f in read),
         tuple(classes),
     )
 
@@ -158,7 +122,7 @@ DOWNLOADS = Path.home() / ".cache" / "kdcdiff"
 
 
 def oxford_102(root: Path = DOWNLOADS) -> Path:
-    """Oxford-102 as an image folder below `root`: torchvision downloads and checks it, links sort it into classes.
+    """Make Oxford-102 an image folder below `root`: torchvision downloads and checks it, links sort it into classes.
 
     `train` has the official train and validation splits (20 images a class), `test` the rest.
     """
@@ -186,13 +150,12 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
     return folder
 
 
-# --- sources: where a book's pictures come from ----------------------------------------------------------------
+# --- sources -------------------------------------------------------------------------------------------------
 
 
 @functools.cache  # every stage asks: a file is read again only where its size or time says so
 def _file_checksum(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)
 
 
 @functools.cache
@@ -205,10 +168,10 @@ def _flora_checksum(classes: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name: which classes it has, and how to get their pictures.
+    """A data set by name: which classes it has, and how to get their pictures, `size` pixels wide and high.
 
-    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come
-    later, one by one.
+    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come later, one by
+    one.
     """
 
     name: str
@@ -216,54 +179,47 @@ class Source:
     base: tuple[str, ...]
     novel: tuple[str, ...]
     seed: int = 0
+    size: int = SIDE
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.base + self.novel
 
-    @property
-    def size(self) -> int:
-        """Side of its square pictures, in pixels."""
-        return 64
-
     def load(self, split: str, classes: Sequence[str], per_class: int) -> ImageSet:
+        """Get up to `per_class` pictures of each of these classes, from ``train`` or ``test``."""
         if self.root is None:
-            return load_flora(split, classes, per_class, self.seed)
+            return load_flora(split, classes, per_class, self.seed, self.size)
         return load_folder(self.root, split, classes, per_class, self.size)
 
     def checksum(self) -> str:
-        """What a stage names as its outside input: a folder's files, wherever it lies; flora's first pictures."""
+        """Name the files of a folder, wherever it lies, or flora's first pictures; what a stage takes from outside.
+
+        `seed` and `size` are no part of it: they are settings.
+        """
         if self.root is None:
             return _flora_checksum(self.classes)
         digest = hashlib.sha256()
         for split in SPLITS:
-            for name in self.classes:
-                for f in sorted((split_folder(self.root, split) / name).iterdir()):
-                    about = f.stat()
-                    own = _file_checksum(f, about.st_size, about.st_mtime_ns)
-                    digest.update(f"{split}/{name}/{f.name}:{own}\n".encode())
-            digest.update(repr(sorted(_captions_file(split_folder(self.root, split)).items())).encode())
+            folder = split_folder(self.root, split)
+            for f in (f for name in self.classes for f in image_files(folder / name)):
+                about = f.stat()
+                own = _file_checksum(f, about.st_size, about.st_mtime_ns)
+                digest.update(f"{split}/{f.parent.name}/{f.name}:{own}\n".encode())
+            digest.update(repr(sorted(folder_captions(folder).items())).encode())
         return digest.hexdigest()
 
 
-LEAST_IMAGES = 8  # training images that a class needs
-
-
-def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
-    """The data set `name`: ``flora``, ``oxford-102``, or an image folder with ``train`` and ``test``.
+def open_source(name: str, classes: int | None = None, seed: int = 0, size: int = SIDE) -> Source:
+    """Open the data set `name`: ``flora``, ``oxford-102``, or an image folder with ``train`` and ``test``.
 
     `classes` takes the first so many of a folder's classes (None: all); three in five of them are base, the rest novel.
     """
     if name == "flora":
-        return Source("flora", None, flora.BASE, flora.NOVEL, seed)
+        return Source("flora", None, flora.BASE, flora.NOVEL, seed, size)
     root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
     names = folder_classes(root, LEAST_IMAGES)
-    check(
-        classes is None or 4 <= classes <= len(names),
-        "classes",
-        classes,
-        f"must be between 4 and {len(names)} for {name}",
-    )
+    ok = classes is None or 4 <= classes <= len(names)
+    check(ok, "classes", classes, f"must be between 4 and {len(names)} for {name}")
     names = names[:classes]
     split = (3 * len(names) + 4) // 5
-    return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed)
+    return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed, size)

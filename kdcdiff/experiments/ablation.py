@@ -1,7 +1,7 @@
 """Students that differ in their objective and in nothing else: what each term of a loss is worth.
 
 Students of one seed start from the same weights, see the same batches, and share one teacher forward a step; seeds
-repeat the whole. Every student is then read three ways: by the judge on what it draws, by its error on held-out
+repeat the whole. Every student is then read three ways: by the classifier on what it draws, by its error on held-out
 latents, and by its distance from the teacher there.
 """
 
@@ -18,10 +18,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
-from kdcdiff.book.chapter import Chapter
 from kdcdiff.data.latents import LatentSet, denoising_batch
 from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, over_seeds
 from kdcdiff.models import surgery
@@ -36,16 +36,16 @@ MEASURES = {  # what is read of each student, and its unit
 }
 
 
-def objectives(chapter: Chapter) -> dict[str, DistillationLoss]:
+def objectives(run: Run) -> dict[str, DistillationLoss]:
     """Objectives that part ways in one term each, the profile's weights where a weight is asked for."""
-    p = chapter.profile
+    p = run.profile
     return {
         "task": BKSDMLoss(output=0, feature=0),  # the denoising loss alone
         "task + output": BKSDMLoss(output=1, feature=0),
         "task + output + feature": BKSDMLoss(output=1, feature=p.beta),
         "task + soft": KDCLoss(alpha=1, beta=0, gamma=p.gamma, temperature=p.temperature),
         "task + hard": KDCLoss(alpha=0, beta=0, gamma=p.gamma, temperature=p.temperature),
-        "total": KDCLoss(alpha=p.alpha, beta=p.beta, gamma=p.gamma, temperature=p.temperature),
+        "total": stages.kdc_loss(run),
     }
 
 
@@ -78,6 +78,11 @@ class Ablation:
         row = self.scores[measure]
         return over_seeds(row[self.names.index(name)] - row[self.names.index(over)], MEASURES[measure])
 
+    def rows(self, names: Sequence[str] | None = None) -> list[dict[str, str | Estimate]]:
+        """A table's rows: each student (all, or `names`) with its mean of every measure."""
+        return [{"student": name, **{unit: self.mean(measure, name) for measure, unit in MEASURES.items()}}
+                for name in names or self.names]  # fmt: skip
+
 
 @torch.no_grad()
 def heldout_errors(
@@ -92,7 +97,7 @@ def heldout_errors(
     and timesteps: the same for whichever network is asked."""
     generator, sums = torch.Generator().manual_seed(seed), np.zeros(2)
     for rows in torch.arange(len(latents)).split(batch):
-        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0)
+        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
         inputs = (data.noisy, data.timestep, data.prompt)
         made, wanted = (net(*inputs, return_dict=False)[0] for net in (unet, teacher))
         sums += [((made - other) ** 2).mean().item() * len(rows) for other in (data.target, wanted)]
@@ -100,78 +105,92 @@ def heldout_errors(
     return float(error), float(distance)
 
 
-def compare(
-    chapter: Chapter, candidates: Mapping[str, DistillationLoss], *, seeds: int, steps: int, images: int
-) -> Ablation:
+@torch.no_grad()
+def errors_by_timestep(
+    unet: UNet2DConditionModel, latents: LatentSet, scheduler: DDIMScheduler, seed: int, *, bands: int = 10,
+    samples: int = 1500,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(the middle of each band of timesteps, the mean squared error there), both (bands,); NaN where none was drawn."""
+    generator, total = torch.Generator().manual_seed(seed), scheduler.config.num_train_timesteps
+    edges = torch.linspace(0, total, bands + 1).long()
+    errors, steps = [], []
+    for rows in torch.arange(len(latents)).repeat(max(1, samples // len(latents))).split(250):
+        data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
+        made = unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        errors.append((made - data.target).square().mean((1, 2, 3)).cpu())
+        steps.append(data.timestep.cpu())
+    band = torch.bucketize(torch.cat(steps), edges[1:-1], right=True)
+    error = torch.cat(errors)
+    means = [error[band == k].mean().item() if (band == k).any() else float("nan") for k in range(bands)]
+    return ((edges[1:] + edges[:-1]) / 2).numpy(), np.array(means)
+
+
+def compare(run: Run, candidates: Mapping[str, DistillationLoss], *, seeds: int, steps: int, images: int) -> Ablation:
     """Train the profile's variant once for each candidate and seed, and measure; `images` of each base class are
     judged, and with 0 the accuracy is NaN."""
     check(len(candidates) > 0, "objectives", 0, "must be at least one")
     calls: list[parallel.Call] = [
-        ((candidates, chapter.seed + k), {"steps": steps, "images": images}) for k in range(seeds)
+        ((candidates, run.seed + k), {"steps": steps, "images": images}) for k in range(seeds)
     ]
-    parallel.run_stages(one_seed, chapter, calls, f"{len(candidates)} students for each seed")
-    runs = [one_seed(chapter, *args, **named) for args, named in calls]
-    together = np.stack([load_file(made / "scores.safetensors")["scores"] for made in runs], axis=-1)
-    logs = tuple(json.loads((made / "log.json").read_text()) for made in runs)
-    n = images * len(stages.source(chapter).base)
+    parallel.run_stages(one_seed, run, calls, f"{len(candidates)} students for each seed")
+    found = [one_seed(run, *args, **named) for args, named in calls]
+    together = np.stack([load_file(made / "scores.safetensors")["scores"] for made in found], axis=-1)
+    logs = tuple(json.loads((made / "log.json").read_text()) for made in found)
+    n = images * len(run.source.base)
     return Ablation(tuple(candidates), dict(zip(MEASURES, together, strict=True)), n, logs)
 
 
-def one_seed(
-    chapter: Chapter, candidates: Mapping[str, DistillationLoss], seed: int, *, steps: int, images: int
-) -> Artifact:
+def compare_objectives(run: Run) -> Ablation:
+    """`compare` of all `objectives` at the profile's seeds, steps and pictures: what the chapters on losses share."""
+    p = run.profile
+    return compare(run, objectives(run), seeds=p.ablation_seeds, steps=p.ablation_steps, images=p.ablation_images)
+
+
+def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *, steps: int, images: int) -> Artifact:
     """The stage of one seed of `compare`: its ``scores`` (measures, candidates) and ``log.json``."""
-    profile = chapter.profile
-    params = {
-        "candidates": {name: repr(objective) for name, objective in candidates.items()},
+    profile = run.profile
+
+    def make(
+        folder: Path, *, candidates: Mapping[str, DistillationLoss], variant: str, classes: Sequence[str], seed: int,
+        steps: int, batch: int, lr: float, images: int, sampler_steps: int, guidance: float,
+    ) -> None:  # fmt: skip
+        pipeline, classifier = stages.teacher(run), stages.classifier(run)
+        teacher = pipeline.unet
+        students = {name: (surgery.shrink(teacher, variant), loss) for name, loss in candidates.items()}
+        log = distill_together(
+            students, teacher, stages.latents(run).of_classes(classes), pipeline.scheduler, steps=steps, batch=batch,
+            lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint", checkpoint_every=100,
+            log_every=max(1, steps // 10), norms_every=max(2, steps // 2),
+            describe=f"{len(students)} students, seed {seed}",
+        )  # fmt: skip
+        test = stages.latents(run, "test").of_classes(classes)
+        scores = np.full((len(MEASURES), len(students)), np.nan)
+        for k, (unet, _) in enumerate(students.values()):
+            scores[1:, k] = heldout_errors(unet, teacher, test, pipeline.scheduler, seed)
+            if images:
+                pipeline.unet = unet
+                drawn = stages.draw(
+                    pipeline, classifier.classes, classes, images, seed=seed, steps=sampler_steps, guidance=guidance
+                )
+                scores[0, k] = class_accuracy(drawn.images, drawn.labels, classifier).value
+        save_file({"scores": scores}, folder / "scores.safetensors")
+        (folder / "log.json").write_text(json.dumps(log))
+
+    settings = {
+        "candidates": dict(candidates),
         "variant": profile.variant,
+        "classes": run.source.base,
         "seed": seed,
         "steps": steps,
         "batch": profile.ablation_batch,
         "lr": profile.learning_rate,
         "images": images,
-        "sampler": [profile.sampler_steps, profile.guidance],
+        "sampler_steps": profile.sampler_steps,
+        "guidance": profile.guidance,
     }
-
-    def make(work: Path) -> None:
-        scores, log = _train_and_read(chapter, candidates, seed, steps, images, work / "checkpoint")
-        save_file({"scores": scores}, work / "scores.safetensors")
-        (work / "log.json").write_text(json.dumps(log))
-
-    inputs = {split: stages.latents_artifact(chapter, split) for split in ("train", "test")}
-    return chapter.store.get("ablation", make, version=2, params=params, inputs=inputs)
-
-
-def _train_and_read(
-    chapter: Chapter, candidates: Mapping[str, DistillationLoss], seed: int, steps: int, images: int, folder: Path
-) -> tuple[np.ndarray, list[dict[str, float]]]:
-    """One seed: the scores (measures, candidates), and the log."""
-    profile, base = chapter.profile, stages.source(chapter).base
-    pipeline = stages.teacher(chapter)
-    teacher = pipeline.unet
-    students = {name: (surgery.shrink(teacher, profile.variant), loss) for name, loss in candidates.items()}
-    log = distill_together(
-        students,
-        teacher,
-        stages.latents(chapter).of_classes(base),
-        pipeline.scheduler,
-        steps=steps,
-        batch=profile.ablation_batch,
-        lr=profile.learning_rate,
-        warmup=steps // 10,
-        seed=seed,
-        folder=folder,
-        checkpoint_every=100,
-        log_every=max(1, steps // 10),
-        norms_every=max(2, steps // 2),
-        describe=f"{len(students)} students, seed {seed}",
+    inputs = stages.made(
+        train=stages.latents_artifact(run),
+        test=stages.latents_artifact(run, "test"),
+        classifier=stages.classifier_artifact(run),
     )
-    test, classifier = stages.latents(chapter, "test").of_classes(base), stages.classifier(chapter)
-    scores = np.full((len(MEASURES), len(students)), np.nan)
-    for k, (unet, _) in enumerate(students.values()):
-        scores[1:, k] = heldout_errors(unet, teacher, test, pipeline.scheduler, seed)
-        if images:
-            pipeline.unet = unet
-            made = stages.generate(chapter, pipeline, base, images, seed=seed)
-            scores[0, k] = class_accuracy(made.images, made.labels, classifier).value
-    return scores, log
+    return run.store.get("ablation", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))

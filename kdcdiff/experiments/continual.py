@@ -1,4 +1,7 @@
-"""Class-by-class training as a stage: each method's run, measured after every class."""
+"""Class-by-class training as a stage: the distilled student learns new classes by each method, and is measured.
+
+Nothing here trains: that is `kdcdiff.training.continual`. This room feeds it, and looks after every class.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +17,17 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcdiff.book.chapter import Chapter
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import LatentSet, encode, encode_set, origin_of
-from kdcdiff.experiments import stages
-from kdcdiff.experiments.stages import (
-    classifier,
-    generate,
-    kdc_loss,
-    latents,
-    latents_artifact,
-    source,
-    student,
-    student_artifact,
-)
+from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments.run import Run
+from kdcdiff.metrics import forgetting
 from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds
+from kdcdiff.metrics.extractors import Extractor
+from kdcdiff.metrics.fid_kid import extract, kid
+from kdcdiff.models.pipeline import image_size
 from kdcdiff.training import continual
-
-# --- class by class ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -50,108 +47,156 @@ class ClassByClass:
     peak_bytes: int
 
 
-def class_order(chapter: Chapter, run: int) -> tuple[str, ...]:
-    """The novel classes in the order of run number `run`: the source's own, then seeded shuffles."""
-    classes = source(chapter).novel[: chapter.profile.continual_classes]
-    if run == 0:
+def class_order(run: Run, repetition: int) -> tuple[str, ...]:
+    """The novel classes in the order of a repetition: the source's own for number 0, then seeded shuffles."""
+    classes = run.source.novel[: run.profile.continual_classes]
+    if repetition == 0:
         return classes
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(chapter.seed * 1009 + run))
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(run.seed * 1009 + repetition))
     return tuple(classes[k] for k in order.tolist())
 
 
 def class_by_class(
-    chapter: Chapter, method: str, *, run: int = 0, capacity: int | None = None, codec: str = "fp16"
+    run: Run, method: str, *, repetition: int = 0, capacity: int | None = None, codec: str = "fp16"
 ) -> ClassByClass:
     """The distilled student learns the novel classes one after another by `method`; measured after every class.
 
-    `run` numbers repetitions, each with a seed and an order of its own; `capacity` replaces the profile's.
+    `repetition` numbers runs, each with a seed and an order of its own; `capacity` replaces the profile's.
     """
-    profile, where, variant = chapter.profile, source(chapter), chapter.profile.variant
-    student_, latents_ = student_artifact(chapter, variant, kdc_loss(chapter)), latents_artifact(chapter)
-    order, seed = class_order(chapter, run), chapter.seed + run
-    capacity = profile.capacity if capacity is None else capacity
-    params = {
+    profile = run.profile
+
+    def make(
+        folder: Path, *, method: str, order: Sequence[str], base: Sequence[str], variant: str, count: int,
+        guidance: float, sampler_steps: int, seed: int, **training: Any,
+    ) -> None:  # fmt: skip
+        pipeline, classifier = stages.student(run, variant), stages.classifier(run)
+        known, joint = run.source.classes, continual.METHODS[method].joint
+        side = image_size(pipeline)
+        matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
+        seen_images = torch.full((*matrix.shape, count, 3, side, side), 255, dtype=torch.uint8)
+
+        def draw(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> ImageSet:
+            pipeline.unet = unet
+            return stages.draw(pipeline, known, classes, count, seed=seed, steps=sampler_steps, guidance=guidance)
+
+        def scores(drawn: ImageSet, classes: int) -> list[float]:
+            parts = zip(drawn.images.chunk(classes), drawn.labels.chunk(classes), strict=True)
+            return [class_accuracy(images, labels, classifier).value for images, labels in parts]
+
+        def measure(stage: int, unet: UNet2DConditionModel) -> None:
+            shown = order if joint else order[: stage + 2]  # with the next one, for forward transfer
+            drawn = draw(unet, shown, count)
+            matrix[stage, : len(shown)] = torch.tensor(scores(drawn, len(shown)), dtype=torch.float64)
+            learnt = len(shown) if joint else stage + 1
+            seen_images[stage, :learnt] = drawn.images.unflatten(0, (len(shown), count))[:learnt]
+
+        def generate(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> LatentSet:
+            return encode_set(pipeline, draw(unet, classes, count))
+
+        before = scores(draw(pipeline.unet, order, count), len(order))
+        memory = continual.learn(
+            pipeline.unet, stages.latents(run), order, pipeline.scheduler, method,
+            seed=seed, folder=folder / "checkpoint", origin=origin_of(pipeline.vae),
+            pixels=stages.images(run, "train").images, encoder=lambda pixels: encode(pipeline.vae, pixels)[0],
+            generate=generate, after_stage=measure, **training,
+        )  # fmt: skip
+        old = draw(pipeline.unet, base, max(2, count // 2))
+        words = {
+            "before": before,
+            "retention": class_accuracy(old.images, old.labels, classifier).value,
+            "memory": memory,
+        }
+        save_file({"matrix": matrix, "images": seen_images}, folder / "run.safetensors")
+        (folder / "run.json").write_text(json.dumps(words))
+
+    order = class_order(run, repetition)
+    settings = {
         "method": method,
         "order": order,
+        "base": run.source.base,
+        "variant": profile.variant,
+        "count": profile.continual_images,
+        "guidance": profile.guidance,
+        "sampler_steps": profile.continual_sampler_steps,
+        "seed": run.seed + repetition,
         "steps": profile.continual_steps,
         "batch": profile.continual_batch,
         "lr": profile.continual_rate,
         "ema": profile.continual_ema,
-        "capacity": capacity,
+        "capacity": profile.capacity if capacity is None else capacity,
         "policy": profile.policy,
         "codec": codec,
-        "count": profile.continual_images,
-        "sampler": [profile.continual_sampler_steps, profile.guidance],
-        "seed": seed,
+    }
+    inputs = stages.made(
+        student=stages.student_artifact(run, profile.variant),
+        latents=stages.latents_artifact(run),
+        images=stages.images_artifact(run, "train"),
+        classifier=stages.classifier_artifact(run),
+    )
+    artifact = run.store.get(
+        "class-by-class", make, settings=settings, inputs=inputs, external=stages.external_inputs(run)
+    )
+    tensors, words = load_file(artifact / "run.safetensors"), json.loads((artifact / "run.json").read_text())
+    return ClassByClass(
+        order, tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
+        words["retention"], words["memory"], artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
+    )  # fmt: skip
+
+
+# --- all methods, and what is read of them ---------------------------------------------------------------------
+
+
+MAIN = ("naive", "latent-replay", "joint")  # run several times, each in an order and from a seed of its own
+OTHERS = ("latent-replay-distilled", "generative-replay", "lwf", "ewc")  # run once
+MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no forgetting
+    "average_accuracy": forgetting.average_accuracy,
+    "forgetting": forgetting.forgetting,
+    "backward_transfer": forgetting.backward_transfer,
+    "first_class_accuracy": lambda R: float(R[-1, 0]),
+}
+
+
+def as_many_bytes(run: Run) -> int:
+    """How many raw pictures weigh what the memory's latents do, in half precision."""
+    latent, picture = stages.latents(run).mean[0].numel() * 2, 3 * run.source.size**2
+    return max(1, round(run.profile.capacity * latent / picture))
+
+
+def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
+    """Every method's repetitions; pixel replay gets as many bytes as latent replay. Made side by side."""
+    calls: dict[str, list[dict[str, Any]]] = {
+        method: [{"repetition": k} for k in range(run.profile.continual_seeds)] for method in MAIN
+    }
+    calls |= {method: [{}] for method in OTHERS} | {"pixel-replay": [{"capacity": as_many_bytes(run)}]}
+    parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
+    return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}
+
+
+def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
+    """Latent replay in the first order with the profile's capacities, smallest first; and in eight bits."""
+    sizes = sorted({*run.profile.capacities, run.profile.capacity})
+    calls = [(("latent-replay",), {"capacity": size}) for size in sizes] + [(("latent-replay",), {"codec": "uint8"})]
+    parallel.run_stages(class_by_class, run, calls)
+    *full, quantised = (class_by_class(run, *method, **own) for method, own in calls)
+    return {"latents, fp16": full, "latents, 8 bits": [quantised]}
+
+
+def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
+    """Each of `MEASURES` that a method has: over its repetitions, or, of a single one, over its pictures alone."""
+    first = repetitions[0]
+    names = [name for name in MEASURES if len(first.matrix) > 1 or name.endswith("accuracy")]
+    if len(repetitions) == 1:
+        return {name: of_shares(first.matrix, first.images.shape[2], MEASURES[name]) for name in names}
+    return {
+        name: over_seeds([MEASURES[name](r.matrix) for r in repetitions], within=(0 if "accuracy" in name else -1, 1))
+        for name in names
     }
 
-    def make(work: Path) -> None:
-        pipeline, judge = student(chapter, variant), classifier(chapter)
-        count_of_stages = 1 if method == "joint" else len(order)
-        count, side = profile.continual_images, where.size
-        matrix = torch.full((count_of_stages, len(order)), float("nan"), dtype=torch.float64)
-        drawings = torch.full((count_of_stages, len(order), count, 3, side, side), 255, dtype=torch.uint8)
 
-        def drawn(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> ImageSet:
-            pipeline.unet = unet
-            return generate(chapter, pipeline, classes, count, seed=seed, steps=profile.continual_sampler_steps)
-
-        def scores(made: ImageSet, classes: int) -> list[float]:
-            parts = zip(made.images.chunk(classes), made.labels.chunk(classes), strict=True)
-            return [class_accuracy(images, labels, judge).value for images, labels in parts]
-
-        def measure(stage: int, unet: UNet2DConditionModel) -> None:
-            seen = order if method == "joint" else order[: stage + 2]  # with the next one, for forward transfer
-            made = drawn(unet, seen, count)
-            matrix[stage, : len(seen)] = torch.tensor(scores(made, len(seen)), dtype=torch.float64)
-            known = len(seen) if method == "joint" else stage + 1
-            drawings[stage, :known] = made.images.unflatten(0, (len(seen), count))[:known]
-
-        def dream(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> LatentSet:
-            return encode_set(pipeline, drawn(unet, classes, count))
-
-        before = scores(drawn(pipeline.unet, order, count), len(order))
-        memory = continual.learn(
-            pipeline.unet,
-            latents(chapter),
-            order,
-            pipeline.scheduler,
-            method,
-            steps=profile.continual_steps,
-            batch=profile.continual_batch,
-            lr=profile.continual_rate,
-            ema=profile.continual_ema,
-            capacity=capacity,
-            policy=profile.policy,
-            codec=codec,
-            seed=seed,
-            folder=work / "checkpoint",
-            origin=origin_of(pipeline.vae),
-            pixels=stages.images(chapter, "train").images,
-            encoder=lambda images: encode(pipeline.vae, images)[0],
-            generate=dream,
-            after_stage=measure,
-        )
-        base = drawn(pipeline.unet, where.base, max(2, count // 2))
-        words = {
-            "order": order,
-            "before": before,
-            "retention": class_accuracy(base.images, base.labels, judge).value,
-            "memory": memory,
-        }
-        save_file({"matrix": matrix, "images": drawings}, work / "run.safetensors")
-        (work / "run.json").write_text(json.dumps(words))
-
-    inputs = {"student": student_, "latents": latents_}
-    made = chapter.store.get("class-by-class", make, version=2, params=params, inputs=inputs)
-    tensors, words = load_file(made / "run.safetensors"), json.loads((made / "run.json").read_text())
-    return ClassByClass(
-        tuple(words["order"]),
-        tensors["matrix"].numpy(),
-        np.array(words["before"]),
-        tensors["images"],
-        words["retention"],
-        words["memory"],
-        made.manifest["seconds"],
-        made.manifest["peak_bytes"],
-    )
+def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:
+    """KID of each class seen so far (columns) after each stage (rows) against its real pictures; NaN for later ones."""
+    known = [extract(real.of_classes([name]).images, extractor) for name in own.order]
+    values = np.full(own.matrix.shape, np.nan)
+    for i, j in zip(*np.tril_indices(len(values)), strict=True):
+        values[i, j] = kid(extract(own.images[i, j], extractor), known[j]).value
+    return values

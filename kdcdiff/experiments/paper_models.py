@@ -1,8 +1,7 @@
-"""The ten models of KDC-Diff's Tables 1 and 2 and its two data sets, as data: what they are and where they
-can be had.
+"""The ten models of KDC-Diff's Tables 1 and 2, as data: what they are, where they can be had, what they cost.
 
-The paper names checkpoints without an owner. `hub` is the repository that carries the name, `now` the one to
-use where that one was withdrawn, and `note` says what is uncertain. Nothing is fetched here.
+The paper names checkpoints without an owner. The names were resolved in November 2026 from public code that loads
+them, not from the hub itself, and nothing is fetched here.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdcdiff.claims import tables
+from kdcdiff.claims.readings import printed
 from kdcdiff.errors import check
 from kdcdiff.models import complexity
 from kdcdiff.models.configs import CONFIGS
 
-RESOLVED = "2026-11"  # when the names were resolved: from public code that loads them, not from the hub itself
 RAIL, RAILPP = "CreativeML Open RAIL-M", "CreativeML Open RAIL++-M"
 
 
@@ -29,16 +28,16 @@ class Baseline:
     resolution: int  # native, in pixels
     licence: str  # of the weights
     now: str = ""  # the repository to use instead of a withdrawn one
-    note: str = ""
+    note: str = ""  # what is uncertain
 
     @property
     def source(self) -> str:
-        """The repository to load."""
+        """Name the repository to load; empty where none is known."""
         return self.now or self.hub
 
 
 def _community(label: str, hub: str | None = None, note: str = "") -> Baseline:
-    """A fine-tuned Stable Diffusion 1.5, as one uploader of many converted checkpoints carries it."""
+    """Describe a fine-tuned Stable Diffusion 1.5; one uploader of many converted checkpoints carries most of them."""
     hub = f"stablediffusionapi/{label}" if hub is None else hub
     return Baseline(label, hub, "sd-1", "epsilon", 512, RAIL, note=note)
 
@@ -65,26 +64,6 @@ BASELINES: tuple[Baseline, ...] = (
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """One of the paper's two data sets."""
-
-    label: str
-    classes: int
-    images: int
-    licence: str
-    source: str
-    note: str = ""
-
-
-DATA_SETS: tuple[DataSet, ...] = (
-    DataSet("Oxford-102-Flower", 102, 8_189, "research use; the photographs are their owners'",
-            "torchvision.datasets.Flowers102", "1,020 training, 1,020 validation and 6,149 test pictures"),
-    DataSet("Butterfly & Moths 100 Species", 100, 13_594, "CC0-1.0",
-            "gpiosenka/butterfly-images40-species on Kaggle", "12,594 training, 500 validation, 500 test"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Row:
     """A baseline's line of Table 2 beside what is derived here."""
 
@@ -93,41 +72,40 @@ class Row:
     printed_parameters: int
     parameters: int
     printed_gmac: str
-    gmac: float
+    macs: int  # of one U-Net call at 512x512, in fvcore's convention
+
+    @property
+    def gmac(self) -> float:
+        return self.macs / 1e9
 
     @property
     def agrees(self) -> bool:
-        """Whether both counts are the printed ones; the paper cuts a GMac figure where it does not round
-        it.
-        """
-        places = len(self.printed_gmac.partition(".")[2])
-        cut = int(self.gmac * 10**places) / 10**places
-        figures = {f"{self.gmac:.{places}f}", f"{cut:.{places}f}"}
-        return self.printed_parameters == self.parameters and self.printed_gmac in figures
-
-
-def _word(label: str) -> str:
-    """A name without its hyphens: the paper writes anything-midjourney and anything-mid-journey."""
-    return label.replace("-", "")
+        """Say whether both counts are the printed ones, the GMac figure rounded or cut."""
+        return self.printed_parameters == self.parameters and printed(self.macs, 10**9, self.printed_gmac)
 
 
 def named(label: str) -> Baseline:
-    """The baseline that the paper calls `label`."""
+    """Find the baseline that the paper calls `label`. UserError: it names no such model."""
     known = {b.label: b for b in BASELINES}
     check(label in known, "baseline", label, f"one of {', '.join(known)}")
     return known[label]
 
 
 def table_2(dataset: str = "flowers") -> list[Row]:
-    """Table 2's ten baselines, printed and derived; `dataset` is ``flowers`` or ``butterflies``."""
-    printed = tables.load_tables()["kdc-diff-2"].rows
-    sets = sorted({row["dataset"] for row in printed})
+    """Set Table 2's ten baselines, as printed for `dataset` (``flowers`` or ``butterflies``), beside their counts."""
+    lines = [row for row in tables.load_tables()["kdc-diff-2"].rows if row["role"] == "baseline"]
+    sets = sorted({line["dataset"] for line in lines})
     check(dataset in sets, "dataset", dataset, f"one of {', '.join(sets)}")
-    lines = {_word(row["label"]): row for row in printed if row["dataset"] == dataset and row["role"] == "baseline"}
+    by_word = {_word(line["label"]): line for line in lines if line["dataset"] == dataset}
     rows = []
     for baseline in BASELINES:
-        line, cost = lines[_word(baseline.label)], complexity.count(CONFIGS[baseline.family])
-        parameters = int(line["parameters"].replace(",", ""))
-        gmac = cost.macs["fvcore"] / 1e9
-        rows.append(Row(baseline, float(line["seconds"]), parameters, cost.parameters, line["gmac"], gmac))
+        line, cost = by_word[_word(baseline.label)], complexity.count(CONFIGS[baseline.family])
+        parameters = int(tables.number(line["parameters"]))
+        seconds, macs = float(line["seconds"]), cost.macs["fvcore"]
+        rows.append(Row(baseline, seconds, parameters, cost.parameters, line["gmac"], macs))
     return rows
+
+
+def _word(label: str) -> str:
+    """Drop a name's hyphens: the paper writes anything-midjourney and anything-mid-journey."""
+    return label.replace("-", "")

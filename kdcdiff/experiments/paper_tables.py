@@ -14,19 +14,21 @@ The paper has a table for flowers and one for butterflies: `subjects` are the cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
 
-from kdcdiff.book.chapter import Chapter
 from kdcdiff.claims import tables
 from kdcdiff.data import flora
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import encode_set, origin_of
 from kdcdiff.data.styles import STYLES, styled
 from kdcdiff.experiments import paper_models, parallel, stages
+from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, over_seeds, rank_correlation
 from kdcdiff.metrics.extractors import Clip, features, perceptual
@@ -38,6 +40,7 @@ from kdcdiff.store import Artifact
 from kdcdiff.training import continual
 from kdcdiff.training.components import train_unet
 from kdcdiff.training.distill import distill_together, distillation_loss
+from kdcdiff.training.losses import DistillationLoss
 
 TABLE = "kdc-diff-1"
 BASE = "sd-1-5"  # whom the others are fine-tunes of
@@ -62,10 +65,10 @@ class Row:
     printed: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def rows(chapter: Chapter) -> list[Row]:
+def rows(run: Run) -> list[Row]:
     """The paper's lines that can be filled here, in its order, with those pairs among the stand-ins that it leaves out
     after its own, and the book's other students at the end."""
-    known, found = _roles(chapter), []
+    known, found = _roles(run), []
     for line in _printed("flowers"):
         teacher = line["teacher"] or ("realistic-vision-v51" if line["role"] == "proposed" else "")
         needed = {"baseline": {line["row"]}, "pair": {line["student"], teacher}}.get(line["role"], {teacher})
@@ -79,16 +82,16 @@ def rows(chapter: Chapter) -> list[Row]:
         if (teacher, student) not in pairs and {teacher, student} <= set(known)
     ]
     last = max(place for place, row in enumerate(found) if row.kind == "pair") + 1
-    students = [Row(name, "student", name, BASE) for name in stages.students(chapter)]
+    students = [Row(name, "student", name, BASE) for name in stages.students(run)]
     return found[:last] + added + found[last:] + students
 
 
-def subjects(chapter: Chapter) -> dict[str, list[str]]:
+def subjects(run: Run) -> dict[str, list[str]]:
     """The paper's data set -> the base classes that are measured beside it: flora has flowers and butterflies, Oxford's
     are flowers, and of an image folder the profile's `table_subject` says it."""
-    base = list(stages.source(chapter).base)
-    if chapter.dataset != "flora":
-        return {"flowers" if chapter.dataset == "oxford-102" else chapter.profile.table_subject: base}
+    base = list(run.source.base)
+    if run.dataset != "flora":
+        return {"flowers" if run.dataset == "oxford-102" else run.profile.table_subject: base}
     return {subject: [name for name in base if flora.SPECIES[name].kind == kind] for subject, kind in SUBJECTS.items()}
 
 
@@ -103,10 +106,10 @@ def _figures(name: str) -> dict[str, dict[str, float]]:
     return {subject: {metric: float(line[key]) for metric, key in _COLUMNS.items()} for subject, line in lines.items()}
 
 
-def _roles(chapter: Chapter) -> dict[str, str]:
+def _roles(run: Run) -> dict[str, str]:
     """Name -> the paper's label, of every model that can be had."""
     labels = {r["row"]: r["label"] for r in _printed("flowers") if r["role"] == "baseline"}
-    if chapter.profile.style_steps:
+    if run.profile.style_steps:
         return {name: labels[name] for name in (BASE, *STYLES)}
     return {name: label for name, label in labels.items() if paper_models.named(label).source}
 
@@ -114,159 +117,161 @@ def _roles(chapter: Chapter) -> dict[str, str]:
 # --- the models --------------------------------------------------------------------------------------------------
 
 
-def role_stage(chapter: Chapter, name: str) -> Artifact | None:
+def role_artifact(run: Run, name: str) -> Artifact | None:
     """The stage behind `role`; None where there is nothing to train."""
-    if name == BASE or not chapter.profile.style_steps:
-        return stages.teacher_artifact(chapter)
-    profile, pictures, base = (
-        chapter.profile,
-        stages.images_artifact(chapter, "train"),
-        stages.teacher_artifact(chapter),
-    )
-    params = {"role": name, "steps": profile.style_steps, "batch": profile.distill_batch, "seed": chapter.seed}
+    if name == BASE or not run.profile.style_steps:
+        return stages.teacher_artifact(run)
+    profile, pictures = run.profile, stages.images_artifact(run, "train")
 
-    def make(work: Path) -> None:
-        pipeline = stages.teacher(chapter)
-        images = ImageSet.load(pictures.path).of_classes(stages.source(chapter).base)
+    def make(folder: Path, *, role: str, classes: Sequence[str], dropout: float, **training: Any) -> None:
+        pipeline = stages.teacher(run)
+        images = ImageSet.load(pictures.path).of_classes(classes)
         train_unet(
-            pipeline, encode_set(pipeline, styled(images, name)), steps=profile.style_steps,
-            batch=profile.distill_batch, lr=profile.learning_rate, dropout=0.1, ema=0.95, seed=chapter.seed,
-            folder=work / "checkpoint", describe=f"fine-tuning {name}",
+            pipeline, encode_set(pipeline, styled(images, role)), dropout=dropout, **training,
+            folder=folder / "checkpoint", describe=f"fine-tuning {role}",
         )  # fmt: skip
-        pipeline.unet.save_pretrained(work / "unet", safe_serialization=True)
+        pipeline.unet.save_pretrained(folder / "unet", safe_serialization=True)
 
-    inputs = {"pictures": pictures} | ({"teacher": base} if base else {})
-    return chapter.store.get("stand-in", make, params=params, inputs=inputs, outside=stages.external_inputs(chapter))
+    settings = {
+        "role": name, "classes": run.source.base, "steps": profile.style_steps, "batch": profile.distill_batch,
+        "lr": profile.learning_rate, "dropout": 0.1, "ema": 0.95, "seed": run.seed,
+    }  # fmt: skip
+    inputs = stages.made(images=pictures, teacher=stages.teacher_artifact(run))
+    return run.store.get("stand-in", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))
 
 
-def role(chapter: Chapter, name: str) -> StableDiffusionPipeline:
+def role(run: Run, name: str) -> StableDiffusionPipeline:
     """The pipeline in the role `name`: the base model, a stand-in, or the hub's own."""
-    if not chapter.profile.style_steps:
-        return load_pipeline(paper_models.named(_roles(chapter)[name]).source)
-    pipeline, made = stages.teacher(chapter), role_stage(chapter, name)
-    if name != BASE and made is not None:
-        pipeline.unet = type(pipeline.unet).from_pretrained(made / "unet", use_safetensors=True)
+    if not run.profile.style_steps:
+        return run.place(load_pipeline(paper_models.named(_roles(run)[name]).source))
+    pipeline, artifact = stages.teacher(run), role_artifact(run, name)
+    if name != BASE and artifact is not None:
+        folder = artifact / "unet"
+        pipeline.unet = run.place(type(pipeline.unet).from_pretrained(folder, use_safetensors=True))
     return pipeline
 
 
 # --- their pictures ----------------------------------------------------------------------------------------------
 
 
-def make_rows(chapter: Chapter) -> None:
+def make_rows(run: Run) -> None:
     """Train and draw every row for every seed, side by side; `drawn` finds them."""
-    lines, seeds = rows(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
-    stages.latents_artifact(chapter)  # what all need is made here, with every core
-    parallel.run_stages(role_stage, chapter, [((name,), {}) for name in _roles(chapter)], "stand-ins")
-    parallel.run_stages(stages.student, chapter, [((name,), {}) for name in stages.students(chapter)], "students")
+    lines, seeds = rows(run), [run.seed + k for k in range(run.profile.table_seeds)]
+    stages.latents_artifact(run)  # what all need is made here, with every core
+    parallel.run_stages(role_artifact, run, [((name,), {}) for name in _roles(run)], "stand-ins")
+    parallel.run_stages(stages.student_artifact, run, [((name,), {}) for name in stages.students(run)], "students")
     together = {row.teacher: row for row in lines if row.kind == "pair"}  # the pairs of one teacher are one stage
     rest = [row for row in lines if row.kind != "pair"]
     calls: list[parallel.Call] = [((row, seed), {}) for row in [*reversed(rest), *together.values()] for seed in seeds]
-    parallel.run_stages(drawn, chapter, calls, "rows of the table")
+    parallel.run_stages(drawn, run, calls, "rows of the table")
 
 
-def drawn(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+def drawn(run: Run, row: Row, seed: int) -> ImageSet:
     """Pictures of the base classes by the model of `row`, trained and drawn with `seed`; kept in the store."""
-    return _MAKERS[row.kind](chapter, row, seed)
+    return _MAKERS[row.kind](run, row, seed)
 
 
-def _sampling(chapter: Chapter) -> dict[str, object]:
-    """What the pictures of every row depend on."""
-    p = chapter.profile
-    words = {"images": p.table_images, "sampler": [p.continual_sampler_steps, p.guidance]}
-    return words | {"classes": stages.source(chapter).base}
-
-
-def _draw(chapter: Chapter, pipeline: StableDiffusionPipeline, seed: int) -> ImageSet:
-    p, base = chapter.profile, stages.source(chapter).base
-    return stages.generate(chapter, pipeline, base, p.table_images, seed=seed, steps=p.continual_sampler_steps)
-
-
-def _inputs(chapter: Chapter, *names: str) -> dict[str, Artifact]:
-    made = {name: role_stage(chapter, name) for name in names}
-    return {"latents": stages.latents_artifact(chapter)} | {name: stage for name, stage in made.items() if stage}
-
-
-def _outside(chapter: Chapter, *names: str) -> dict[str, str]:
-    """The hub's models in these roles: nothing else tells their stages from the stand-ins'."""
-    roles = _roles(chapter)
-    return {} if chapter.profile.style_steps else {name: paper_models.named(roles[name]).source for name in names}
-
-
-def _baseline(chapter: Chapter, row: Row, seed: int) -> ImageSet:
-    def make(work: Path) -> None:
-        _draw(chapter, role(chapter, row.name), seed).save(work)
-
-    params = {"role": row.name, "seed": seed, **_sampling(chapter)}
-    inputs, outside = _inputs(chapter, row.name), _outside(chapter, row.name)
-    return ImageSet.load(chapter.store.get("baseline", make, params=params, inputs=inputs, outside=outside).path)
-
-
-def _student(chapter: Chapter, row: Row, seed: int) -> ImageSet:
-    def make(work: Path) -> None:
-        _draw(chapter, stages.student(chapter, row.name), seed).save(work)
-
-    params = {"student": row.name, "seed": seed, **_sampling(chapter)}
-    inputs = {"student": stages.student_artifact(chapter, row.name, stages.kdc_loss(chapter))}
-    return ImageSet.load(chapter.store.get("student-drawn", make, params=params, inputs=inputs).path)
-
-
-def _pair(chapter: Chapter, row: Row, seed: int) -> ImageSet:
-    """All students of one teacher learn side by side, from one forward of it a step."""
-    profile, objective = chapter.profile, stages.kdc_loss(chapter)
-    names = [other.student for other in rows(chapter) if other.kind == "pair" and other.teacher == row.teacher]
-    params = {
-        "teacher": row.teacher, "students": names, "steps": profile.pair_steps, "batch": profile.ablation_batch,
-        "lr": profile.learning_rate, "objective": repr(objective), "seed": seed,
-        **_sampling(chapter),
+def _drawing(run: Run) -> dict[str, Any]:
+    """What the pictures of every row depend on: the settings of `stages.draw`."""
+    p = run.profile
+    return {
+        "known": run.source.classes, "classes": run.source.base, "count": p.table_images,
+        "steps": p.continual_sampler_steps, "guidance": p.guidance,
     }  # fmt: skip
 
-    def make(work: Path) -> None:
-        pipeline = role(chapter, row.teacher)
-        students = {name: (role(chapter, name).unet, objective) for name in names}
+
+def _inputs(run: Run, *names: str) -> dict[str, Artifact]:
+    """The artifacts that a row of these roles reads."""
+    return stages.made(latents=stages.latents_artifact(run), **{name: role_artifact(run, name) for name in names})
+
+
+def _external(run: Run, *names: str) -> dict[str, str]:
+    """The hub's models in these roles: nothing else tells their stages from the stand-ins'."""
+    roles = _roles(run)
+    hub = {} if run.profile.style_steps else {name: paper_models.named(roles[name]).source for name in names}
+    return stages.external_inputs(run) | hub
+
+
+def _baseline(run: Run, row: Row, seed: int) -> ImageSet:
+    def make(folder: Path, *, name: str, seed: int, drawing: dict[str, Any]) -> None:
+        stages.draw(role(run, name), **drawing, seed=seed).save(folder)
+
+    settings = {"name": row.name, "seed": seed, "drawing": _drawing(run)}
+    inputs, external = _inputs(run, row.name), _external(run, row.name)
+    return ImageSet.load(run.store.get("baseline", make, settings=settings, inputs=inputs, external=external).path)
+
+
+def _student(run: Run, row: Row, seed: int) -> ImageSet:
+    def make(folder: Path, *, student: str, seed: int, drawing: dict[str, Any]) -> None:
+        stages.draw(stages.student(run, student), **drawing, seed=seed).save(folder)
+
+    settings = {"student": row.name, "seed": seed, "drawing": _drawing(run)}
+    inputs = stages.made(student=stages.student_artifact(run, row.name))
+    external = stages.external_inputs(run)
+    return ImageSet.load(run.store.get("student-drawn", make, settings=settings, inputs=inputs, external=external).path)
+
+
+def _pair(run: Run, row: Row, seed: int) -> ImageSet:
+    """All students of one teacher learn side by side, from one forward of it a step."""
+    profile = run.profile
+
+    def make(
+        folder: Path, *, teacher: str, students: Sequence[str], objective: DistillationLoss, seed: int, steps: int,
+        batch: int, lr: float, drawing: dict[str, Any],
+    ) -> None:  # fmt: skip
+        pipeline = role(run, teacher)
+        learners = {name: (role(run, name).unet, objective) for name in students}
         distill_together(
-            students, pipeline.unet, stages.latents(chapter).of_classes(stages.source(chapter).base),
-            pipeline.scheduler, steps=profile.pair_steps, batch=profile.ablation_batch, lr=profile.learning_rate,
-            warmup=profile.pair_steps // 10, seed=seed, folder=work / "checkpoint",
-            describe=f"students of {row.teacher}, seed {seed}",
+            learners, pipeline.unet, stages.latents(run).of_classes(drawing["classes"]), pipeline.scheduler,
+            steps=steps, batch=batch, lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint",
+            describe=f"students of {teacher}, seed {seed}",
         )  # fmt: skip
-        for name, (unet, _) in students.items():
+        for name, (unet, _) in learners.items():
             pipeline.unet = unet
-            (work / name).mkdir()
-            _draw(chapter, pipeline, seed).save(work / name)
+            (folder / name).mkdir()
+            stages.draw(pipeline, **drawing, seed=seed).save(folder / name)
 
-    inputs, outside = _inputs(chapter, row.teacher, *names), _outside(chapter, row.teacher, *names)
-    made = chapter.store.get("pairs", make, params=params, inputs=inputs, outside=outside)
-    return ImageSet.load(made / row.student)
+    names = tuple(other.student for other in rows(run) if other.kind == "pair" and other.teacher == row.teacher)
+    settings = {
+        "teacher": row.teacher, "students": names, "objective": stages.kdc_loss(run), "seed": seed,
+        "steps": profile.pair_steps, "batch": profile.ablation_batch, "lr": profile.learning_rate,
+        "drawing": _drawing(run),
+    }  # fmt: skip
+    inputs, external = _inputs(run, row.teacher, *names), _external(run, row.teacher, *names)
+    artifact = run.store.get("pairs", make, settings=settings, inputs=inputs, external=external)
+    return ImageSet.load(artifact / row.student)
 
 
-def _class_by_class(chapter: Chapter, row: Row, seed: int) -> ImageSet:
+def _class_by_class(run: Run, row: Row, seed: int) -> ImageSet:
     """The described student learns the base classes one after another from a teacher that knows them all, equation
     (6)."""
-    profile, objective, base = chapter.profile, stages.kdc_loss(chapter), stages.source(chapter).base
-    method = "naive" if row.name == WITHOUT_REPLAY else "latent-replay"
-    params = {
-        "teacher": row.teacher, "method": method, "variant": profile.variant, "steps": profile.table_steps,
-        "batch": profile.continual_batch, "lr": profile.continual_rate, "ema": profile.continual_ema,
-        "capacity": profile.capacity, "policy": profile.policy, "objective": repr(objective), "seed": seed,
-        **_sampling(chapter),
-    }  # fmt: skip
+    profile = run.profile
 
-    def make(work: Path) -> None:
-        pipeline = role(chapter, row.teacher)
-        student = surgery.shrink(pipeline.unet, profile.variant)
-        with distillation_loss({"": (student, objective)}, pipeline.unet, pipeline.scheduler) as price:
+    def make(
+        folder: Path, *, teacher: str, variant: str, method: str, objective: DistillationLoss, seed: int,
+        drawing: dict[str, Any], **training: Any,
+    ) -> None:  # fmt: skip
+        pipeline = role(run, teacher)
+        student = surgery.shrink(pipeline.unet, variant)
+        with distillation_loss({"": (student, objective)}, pipeline.unet, pipeline.scheduler) as loss_fn:
             continual.learn(
-                student, stages.latents(chapter), base, pipeline.scheduler, method, steps=profile.table_steps,
-                batch=profile.continual_batch, lr=profile.continual_rate, ema=profile.continual_ema,
-                capacity=profile.capacity, policy=profile.policy, seed=seed, folder=work / "checkpoint",
-                origin=origin_of(pipeline.vae), objective=lambda prediction, data: price([prediction], data)[0],
+                student, stages.latents(run), drawing["classes"], pipeline.scheduler, method, **training, seed=seed,
+                folder=folder / "checkpoint", origin=origin_of(pipeline.vae),
+                objective=lambda prediction, data: loss_fn([prediction], data)[0],
             )  # fmt: skip
         pipeline.unet = student
-        _draw(chapter, pipeline, seed).save(work)
+        stages.draw(pipeline, **drawing, seed=seed).save(folder)
 
-    inputs, outside = _inputs(chapter, row.teacher), _outside(chapter, row.teacher)
-    made = chapter.store.get("class-by-class-taught", make, params=params, inputs=inputs, outside=outside)
-    return ImageSet.load(made.path)
+    settings = {
+        "teacher": row.teacher, "variant": profile.variant,
+        "method": "naive" if row.name == WITHOUT_REPLAY else "latent-replay",
+        "objective": stages.kdc_loss(run), "seed": seed, "drawing": _drawing(run),
+        "steps": profile.table_steps, "batch": profile.continual_batch, "lr": profile.continual_rate,
+        "ema": profile.continual_ema, "capacity": profile.capacity, "policy": profile.policy,
+    }  # fmt: skip
+    inputs, external = _inputs(run, row.teacher), _external(run, row.teacher)
+    artifact = run.store.get("class-by-class-taught", make, settings=settings, inputs=inputs, external=external)
+    return ImageSet.load(artifact.path)
 
 
 _MAKERS = {
@@ -281,22 +286,22 @@ _MAKERS = {
 # --- their figures -----------------------------------------------------------------------------------------------
 
 
-def measure(chapter: Chapter, lines: list[Row]) -> dict[str, Table]:
+def measure(run: Run, lines: list[Row]) -> dict[str, Table]:
     """Subject -> row -> metric -> its mean over the seeds, with Student's interval. In-domain extractors: `METRICS` are
     the paper's by kind, not by value."""
-    judge, seeds = stages.classifier(chapter), [chapter.seed + k for k in range(chapter.profile.table_seeds)]
-    eye, clip, distance = features(judge), Clip(*stages.clip(chapter)), perceptual(judge)
-    pictures = stages.images(chapter, "test")
-    made = {row.name: [drawn(chapter, row, seed) for seed in seeds] for row in lines}
+    classifier, seeds = stages.classifier(run), [run.seed + k for k in range(run.profile.table_seeds)]
+    extractor, clip, distance = features(classifier), Clip(*stages.clip(run)), perceptual(classifier)
+    pictures = stages.images(run, "test")
+    made = {row.name: [drawn(run, row, seed) for seed in seeds] for row in lines}
     found: dict[str, Table] = {}
-    for subject, names in subjects(chapter).items():
+    for subject, names in subjects(run).items():
         real = pictures.of_classes(names)
-        known, found[subject] = extract(real.images, eye), {}
+        known, found[subject] = extract(real.images, extractor), {}
         for name, sets in made.items():
             values: dict[str, list[float]] = {metric: [] for metric in METRICS}
             for images in (own.of_classes(names) for own in sets):
-                seen = extract(images.images, eye)
-                values["class accuracy"].append(class_accuracy(images.images, images.labels, judge).value)
+                seen = extract(images.images, extractor)
+                values["class accuracy"].append(class_accuracy(images.images, images.labels, classifier).value)
                 values["FID"].append(frechet(seen, known))
                 values["KID"].append(kid(seen, known).value)
                 values["CLIP"].append(clip_score(images.images, images.captions, clip).value)

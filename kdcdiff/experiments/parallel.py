@@ -19,28 +19,25 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from kdcdiff.book.chapter import Chapter
-from kdcdiff.book.results import Results
-from kdcdiff.process import keep_memory
-from kdcdiff.store import Artifact, Store
+from kdcdiff.experiments.run import Run
+from kdcdiff.store import Store
 
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the chapter
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the run
 
 
-def run_stages(stage: Callable[..., Any], chapter: Chapter, calls: Iterable[Call], describe: str = "") -> None:
-    """`stage(chapter, *args, **named)` for each of `calls`, in the profile's number of processes.
+def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], describe: str = "") -> None:
+    """Make `stage(run, *args, **named)` for each of `calls`, in the profile's number of processes.
 
     What they return is dropped: `stage` keeps its result in the store, where the next call finds it. `stage` must be
     importable. The first error is raised and ends the rest.
     """
     listed = list(calls)
-    count = min(chapter.profile.processes or len(os.sched_getaffinity(0)), len(listed))
-    if chapter.device != "cpu" or count < 2:
+    count = min(run.profile.processes or len(os.sched_getaffinity(0)), len(listed))
+    if run.device != "cpu" or count < 2:
         return
-    whole = dataclasses.replace(chapter, store=None, results=None)  # type: ignore[arg-type]
-    where = (chapter.store.root, chapter.results.path)
+    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin) as pool:
-        futures = [pool.submit(_one, stage, whole, where, *call) for call in listed]
+        futures = [pool.submit(_one, stage, words, run.store.root, *call) for call in listed]
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc=describe or stage.__name__):
                 future.result()
@@ -50,7 +47,7 @@ def run_stages(stage: Callable[..., Any], chapter: Chapter, calls: Iterable[Call
 
 
 def _begin() -> None:
-    """A worker: silent, of one thread, and gone when its parent is."""
+    """Make a worker: silent, of one thread, and gone when its parent is."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the bars of all workers would overwrite each other
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -63,17 +60,11 @@ def _begin() -> None:
 
     import torch
 
+    from kdcdiff.process import keep_memory
+
     torch.set_num_threads(1)
     keep_memory()
 
 
-def _one(
-    stage: Callable[..., Any], chapter: Chapter, where: tuple[Path, Path], args: tuple[Any, ...], named: Any
-) -> None:
-    root, results = where[0], Results(where[1])
-
-    def used(artifact: Artifact, built: bool) -> None:
-        results.use(artifact, built, chapter.name)
-
-    store = Store(root, on_use=used, say=lambda line: None)
-    stage(dataclasses.replace(chapter, store=store, results=results), *args, **named)
+def _one(stage: Callable[..., Any], words: Mapping[str, Any], root: Path, args: tuple[Any, ...], named: Any) -> None:
+    stage(Run(**words, store=Store(root, say=lambda line: None)), *args, **named)

@@ -48,7 +48,7 @@ class Profile:
     teacher: str = _size("flora")  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
-    classifier_steps: int = _size(800, 1)  # training of an image folder's own judge
+    classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
 
     # surgery
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
@@ -100,7 +100,6 @@ class Profile:
     generated_images: int = _size(40, 2)  # per class and model
     sampler_steps: int = _size(20, 1, 1000)
     guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
-    bootstrap: int = _size(500, 10)  # resamples behind an interval
 
 
 MINI = Profile()
@@ -143,7 +142,6 @@ PROFILES = {
         table_images=2,
         generated_images=2,
         sampler_steps=3,
-        bootstrap=20,
     ),
     "mini": MINI,
     "paper": dataclasses.replace(
@@ -178,7 +176,6 @@ PROFILES = {
         generated_images=100,
         sampler_steps=25,
         guidance=7.5,
-        bootstrap=10_000,
     ),
 }
 

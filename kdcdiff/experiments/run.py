@@ -1,45 +1,82 @@
-"""What an experiment runs at: its sizes, its data set, its seed, its device and its store."""
+"""What an experiment runs at: its sizes, its data set, its seed, its device and its store. No notebook is needed.
+
+run = open_run(profile="smoke", artifacts="artifacts", distill_steps=20)
+pipeline = stages.student(run, "kdc-described")
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from kdcdiff.data.names import DATASETS, checked_dataset
+from kdcdiff.data.sources import Source, open_source
 from kdcdiff.errors import check
+from kdcdiff.experiments import profiles
+from kdcdiff.experiments.profiles import Profile
+from kdcdiff.process import keep_memory
+from kdcdiff.store import Artifact, Store
 
-DATASETS = ("flora", "oxford-102")  # by name; anything else is an image folder
+
+@dataclass(frozen=True)
+class Run:
+    """What every function of `experiments` takes first."""
+
+    profile: Profile
+    dataset: str  # one of `names.DATASETS`, or the absolute path of an image folder
+    seed: int
+    device: str  # cuda or cpu
+    store: Store
+
+    @cached_property
+    def source(self) -> Source:
+        """The data set, with its base and novel classes."""
+        return open_source(self.dataset, self.profile.classes)
+
+    @property
+    def dataset_word(self) -> str:
+        """The data set's name, without the folder that it lies in."""
+        return self.dataset if self.dataset in DATASETS else Path(self.dataset).name
+
+    def place(self, model: Any) -> Any:
+        """Move a module or a pipeline to the run's device; the one place that does."""
+        return model.to(self.device)
 
 
-def checked_dataset(dataset: str) -> str:
-    """A data set's name, or an image folder's absolute path. UserError where it is neither."""
-    if dataset in DATASETS:
-        return dataset
-    allowed = f"must be {', '.join(DATASETS)}, or the path of an existing image folder"
-    check(isinstance(dataset, str) and dataset != "", "dataset", dataset, allowed)
-    folder = Path(dataset).expanduser().resolve()
-    check(folder.is_dir(), "dataset", dataset, allowed)
-    check(
-        any(folder.iterdir()),
-        "dataset",
-        dataset,
-        "the folder is empty; it must hold one folder of images per class",
-    )
-    return str(folder)
+def open_run(
+    profile: str = "mini",
+    dataset: str = "flora",
+    seed: int = 0,
+    artifacts: str | Path = "artifacts",
+    *,
+    device: str | None = None,
+    on_use: Callable[[Artifact, bool], None] | None = None,
+    say: Callable[[str], None] = print,
+    **sizes: Any,
+) -> Run:
+    """Check everything, seed the global generators, and open the store.
+
+    `sizes` are fields of `Profile` and override it; None keeps the profile's own. `device` is the GPU where there is
+    one. UserError: an unknown profile, data set or size, a value out of range, a store that cannot be written.
+    """
+    chosen, dataset, seed = profiles.get(profile, **sizes), checked_dataset(dataset), checked_seed(seed)
+    store = Store(artifacts, on_use=on_use, say=say)
+    keep_memory()
+    random.seed(seed)  # against code that draws without a generator of its own
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return Run(chosen, dataset, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"), store)
 
 
 def checked_seed(seed: int) -> int:
+    """Return `seed`. UserError unless it is a whole number from 0 to 2147483647."""
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     check(whole and 0 <= seed < 2**31, "seed", seed, "must be a whole number from 0 to 2147483647")
     return seed
-
-
-def _seeded(seed: int) -> str:
-    """Seed the global generators, against code that draws without one of its own; the device this runs on."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,9 +1,10 @@
 """The road's stages: each turns artifacts into the next artifact, and a notebook tells its story over them.
 
-    pictures -> latents -> teacher -> student -> class-by-class -> images -> metrics
+    images -> latents -> teacher -> student -> class by class -> generated images -> metrics
 
-Every function takes the open `Chapter`, whose profile gives the sizes and whose store keeps the results. Whatever a
-stage depends on is in its key, so chapters can ask for the same stage and it is made once.
+Every function takes a `Run`, whose profile gives the sizes and whose store keeps the results. The settings that a
+stage is keyed by are the ones that its work is called with: nothing else of the profile reaches it, so chapters can
+ask for the same stage and it is made once.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from kdcdiff.book.chapter import Chapter
-from kdcdiff.data import sources
 from kdcdiff.data.image_set import ImageSet, caption_of
 from kdcdiff.data.latents import LatentSet, decode, encode, encode_set
-from kdcdiff.data.sources import Source
+from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
-from kdcdiff.metrics.estimate import Estimate
-from kdcdiff.models import surgery
+from kdcdiff.metrics.estimate import Estimate, ratio
+from kdcdiff.models import influence, surgery, timing
 from kdcdiff.models.classifier import Classifier, load_classifier, save_classifier
 from kdcdiff.models.pipeline import load_clip, load_pipeline, train_tokenizer
 from kdcdiff.models.shipped import assets_key
@@ -32,135 +32,132 @@ from kdcdiff.sampling import generate as sampling
 from kdcdiff.store import Artifact
 from kdcdiff.training.components import fine_tune, train_classifier, train_clip
 from kdcdiff.training.distill import distill
-from kdcdiff.training.losses import KDCLoss
+from kdcdiff.training.losses import DistillationLoss, KDCLoss
+
+CLASSIFIER_BATCH = 64
 
 
-def source(chapter: Chapter) -> Source:
-    """The chapter's data set and its classes, base and novel."""
-    return sources.open_source(chapter.dataset, chapter.profile.classes)
+def made(**artifacts: Artifact | None) -> dict[str, Artifact]:
+    """Return the inputs of a stage, without those that ship and are named by `external_inputs`."""
+    return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
 
-# --- pictures and latents ------------------------------------------------------------------------------------
-
-
-def images_artifact(chapter: Chapter, split: str) -> Artifact:
-    """The stage behind `pictures`."""
-    where = source(chapter)
-    count = chapter.profile.train_images if split == "train" else chapter.profile.test_images
-
-    def make(work: Path) -> None:
-        where.load(split, where.classes, count).save(work)
-
-    return chapter.store.get(
-        "pictures",
-        make,
-        params={"split": split, "count": count, "classes": where.classes},
-        outside={"source": where.checksum()},
-    )
-
-
-def images(chapter: Chapter, split: str) -> ImageSet:
-    """All classes' pictures of a split, ``train`` or ``test``."""
-    return ImageSet.load(images_artifact(chapter, split).path)
-
-
-def latents_artifact(chapter: Chapter, split: str = "train") -> Artifact:
-    """The stage behind `latents`; this and its like are for stages that read it."""
-    pictures_, teacher_ = images_artifact(chapter, split), teacher_artifact(chapter)
-
-    def make(work: Path) -> None:
-        encode_set(teacher(chapter), ImageSet.load(pictures_.path)).save(work)
-
-    inputs = {"pictures": pictures_} | ({"teacher": teacher_} if teacher_ else {})
-    return chapter.store.get("latents", make, inputs=inputs, outside=external_inputs(chapter))
-
-
-def latents(chapter: Chapter, split: str = "train") -> LatentSet:
-    """A split's pictures of all classes as the teacher's autoencoder and text encoder see them."""
-    return LatentSet.load(latents_artifact(chapter, split).path)
-
-
-# --- the judge and the teacher -------------------------------------------------------------------------------
-
-
-def classifier(chapter: Chapter) -> Classifier:
-    """The independent classifier: the shipped one for flora; a folder's own, trained on its real images only."""
-    if source(chapter).root is None:
-        return load_classifier()
-    pictures_, steps = images_artifact(chapter, "train"), chapter.profile.classifier_steps
-
-    def make(work: Path) -> None:
-        save_classifier(train_classifier(ImageSet.load(pictures_.path), steps, 64, chapter.seed, work), work)
-
-    return load_classifier(
-        chapter.store.get(
-            "judge", make, params={"steps": steps, "seed": chapter.seed}, inputs={"pictures": pictures_}
-        ).path
-    )
-
-
-def clip(chapter: Chapter) -> tuple[CLIPModel, CLIPTokenizer]:
-    """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
-    if source(chapter).root is None:
-        return load_clip()
-    pictures_, steps = images_artifact(chapter, "train"), chapter.profile.classifier_steps
-
-    def make(work: Path) -> None:
-        images = ImageSet.load(pictures_.path)
-        tokenizer = train_tokenizer(images.captions)
-        batch = min(128, len(images))
-        model = train_clip(images, tokenizer, steps, batch, chapter.seed, work, "scorer")
-        model.save_pretrained(work, safe_serialization=True)
-        tokenizer.save_pretrained(work)
-
-    params = {"steps": steps, "seed": chapter.seed}
-    return load_clip(chapter.store.get("scorer", make, params=params, inputs={"pictures": pictures_}).path)
-
-
-def teacher_artifact(chapter: Chapter) -> Artifact | None:
-    """None: the teacher ships. Otherwise the shipped one, fine-tuned on the folder's base classes."""
-    where, profile = source(chapter), chapter.profile
-    if where.root is None:
-        return None
-    pictures_ = images_artifact(chapter, "train")
-    params = {
-        "perceptual_net_steps": profile.classifier_steps // 2,
-        "autoencoder_steps": profile.autoencoder_steps,
-        "steps": profile.teacher_steps,
-        "batch": profile.distill_batch,
-        "seed": chapter.seed,
-        "teacher": profile.teacher,
-    }
-
-    def make(work: Path) -> None:
-        pipeline, images = load_pipeline(profile.teacher), ImageSet.load(pictures_.path)
-        fine_tune(
-            pipeline,
-            images.of_classes(where.base),
-            perceptual_net_steps=profile.classifier_steps // 2,
-            autoencoder_steps=profile.autoencoder_steps,
-            unet_steps=profile.teacher_steps,
-            batch=profile.distill_batch,
-            seed=chapter.seed,
-            folder=work / "checkpoint",
-        )
-        pipeline.save_pretrained(work / "pipeline", safe_serialization=True)
-
-    return chapter.store.get(
-        "teacher", make, params=params, inputs={"pictures": pictures_}, outside={"assets": assets_key()}
-    )
-
-
-def external_inputs(chapter: Chapter) -> dict[str, str]:
-    """What a stage that reads the teacher names as its outside input: the shipped files, and any other teacher."""
-    name = chapter.profile.teacher
+def external_inputs(run: Run) -> dict[str, str]:
+    """What a stage that reads a model names as its outside input: the shipped files, and any other teacher."""
+    name = run.profile.teacher
     return {"assets": assets_key()} | ({} if name == "flora" else {"teacher": name})
 
 
-def teacher(chapter: Chapter) -> StableDiffusionPipeline:
-    """The teacher's pipeline."""
-    made = teacher_artifact(chapter)
-    return load_pipeline(chapter.profile.teacher if made is None else made / "pipeline")
+# --- images and latents --------------------------------------------------------------------------------------
+
+
+def images_artifact(run: Run, split: str) -> Artifact:
+    """The stage behind `images`."""
+
+    def make(folder: Path, *, split: str, classes: Sequence[str], count: int) -> None:
+        run.source.load(split, classes, count).save(folder)
+
+    count = run.profile.train_images if split == "train" else run.profile.test_images
+    settings = {"split": split, "classes": run.source.classes, "count": count}
+    return run.store.get("images", make, settings=settings, external={"source": run.source.checksum()})
+
+
+def images(run: Run, split: str) -> ImageSet:
+    """All classes' pictures of a split, ``train`` or ``test``."""
+    return ImageSet.load(images_artifact(run, split).path)
+
+
+def latents_artifact(run: Run, split: str = "train") -> Artifact:
+    """The stage behind `latents`."""
+    pictures = images_artifact(run, split)
+
+    def make(folder: Path) -> None:
+        encode_set(teacher(run), ImageSet.load(pictures.path)).save(folder)
+
+    inputs = made(images=pictures, teacher=teacher_artifact(run))
+    return run.store.get("latents", make, inputs=inputs, external=external_inputs(run))
+
+
+def latents(run: Run, split: str = "train") -> LatentSet:
+    """A split's pictures of all classes as the teacher's autoencoder and text encoder see them."""
+    return LatentSet.load(latents_artifact(run, split).path)
+
+
+# --- the classifier, the CLIP and the teacher ----------------------------------------------------------------
+
+
+def classifier_artifact(run: Run) -> Artifact | None:
+    """The stage behind `classifier`; None: it ships."""
+    if run.source.root is None:
+        return None
+    pictures = images_artifact(run, "train")
+
+    def make(folder: Path, *, steps: int, batch: int, seed: int) -> None:
+        save_classifier(train_classifier(ImageSet.load(pictures.path), steps, batch, seed, folder), folder)
+
+    settings = {"steps": run.profile.classifier_steps, "batch": CLASSIFIER_BATCH, "seed": run.seed}
+    return run.store.get("classifier", make, settings=settings, inputs=made(images=pictures))
+
+
+def classifier(run: Run) -> Classifier:
+    """The independent classifier: the shipped one for flora; a folder's own, trained on its real images only."""
+    artifact = classifier_artifact(run)
+    return run.place(load_classifier(artifact.path if artifact else None))
+
+
+def clip_artifact(run: Run) -> Artifact | None:
+    """The stage behind `clip`; None: it ships."""
+    if run.source.root is None:
+        return None
+    pictures = images_artifact(run, "train")
+
+    def make(folder: Path, *, steps: int, batch: int, seed: int) -> None:
+        known = ImageSet.load(pictures.path)
+        tokenizer = train_tokenizer(known.captions)
+        model = train_clip(known, tokenizer, steps, min(batch, len(known)), seed, folder, "clip")
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+    settings = {"steps": run.profile.classifier_steps, "batch": 128, "seed": run.seed}
+    return run.store.get("clip", make, settings=settings, inputs=made(images=pictures))
+
+
+def clip(run: Run) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
+    artifact = clip_artifact(run)
+    model, tokenizer = load_clip(artifact.path if artifact else None)
+    return run.place(model), tokenizer
+
+
+def teacher_artifact(run: Run) -> Artifact | None:
+    """The stage behind `teacher`; None: it ships. Otherwise the profile's, fine-tuned on the folder's base classes."""
+    if run.source.root is None:
+        return None
+    profile, pictures = run.profile, images_artifact(run, "train")
+
+    def make(folder: Path, *, teacher: str, classes: Sequence[str], **sizes: int) -> None:
+        pipeline = run.place(load_pipeline(teacher))
+        fine_tune(pipeline, ImageSet.load(pictures.path).of_classes(classes), folder=folder / "checkpoint", **sizes)
+        pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
+
+    settings = {
+        "teacher": profile.teacher,
+        "classes": run.source.base,
+        "perceptual_net_steps": profile.classifier_steps // 2,
+        "autoencoder_steps": profile.autoencoder_steps,
+        "unet_steps": profile.teacher_steps,
+        "batch": profile.distill_batch,
+        "seed": run.seed,
+    }
+    return run.store.get(
+        "teacher", make, settings=settings, inputs=made(images=pictures), external={"assets": assets_key()}
+    )
+
+
+def teacher(run: Run) -> StableDiffusionPipeline:
+    """The teacher's pipeline, on the run's device."""
+    artifact = teacher_artifact(run)
+    return run.place(load_pipeline(run.profile.teacher if artifact is None else artifact / "pipeline"))
 
 
 # --- the student ---------------------------------------------------------------------------------------------
@@ -170,78 +167,68 @@ RANDOM = "-random"  # ends the name of a student that starts from fresh weights,
 COMPARED = ("bk-sdm-base", "bk-sdm-base" + RANDOM)  # with the profile's own variant, for fewer steps
 
 
-def students(chapter: Chapter) -> list[str]:
+def students(run: Run) -> list[str]:
     """The names of the book's students: the profile's own variant, then those that it is compared with."""
-    own = chapter.profile.variant
+    own = run.profile.variant
     return [own, *(name for name in COMPARED if name != own)]
 
 
 def init_student(unet: UNet2DConditionModel, name: str, seed: int) -> UNet2DConditionModel:
-    """The student `name` of the teacher `unet` before training: a variant with carried weights, or `-random`."""
+    """Make the student `name` of the teacher `unet`, untrained: a variant with carried weights, or `-random`."""
     if not name.endswith(RANDOM):
         return surgery.shrink(unet, name)
     torch.manual_seed(seed)
-    return UNet2DConditionModel.from_config(surgery.student_config(unet.config, name.removesuffix(RANDOM)))
+    fresh = UNet2DConditionModel.from_config(surgery.student_config(unet.config, name.removesuffix(RANDOM)))
+    return fresh.to(unet.device)
 
 
-def student_artifact(chapter: Chapter, variant: str, objective: KDCLoss) -> Artifact:
-    """The stage behind `student`: its ``unet`` and ``log.jsonl``."""
-    profile, latents_ = chapter.profile, latents_artifact(chapter)
-    steps = profile.distill_steps if variant == profile.variant else profile.comparison_steps
-    params = {
-        "variant": variant,
-        "steps": steps,
-        "batch": profile.distill_batch,
-        "lr": profile.learning_rate,
-        "seed": chapter.seed,
-        "alpha": objective.alpha,
-        "beta": objective.beta,
-        "gamma": objective.gamma,
-        "temperature": objective.temperature,
-    }
-
-    def make(work: Path) -> None:
-        pipeline = teacher(chapter)
-        student = init_student(pipeline.unet, variant, chapter.seed)
-        distill(
-            student,
-            pipeline.unet,
-            latents(chapter).of_classes(source(chapter).base),
-            pipeline.scheduler,
-            objective,
-            steps=steps,
-            batch=profile.distill_batch,
-            lr=profile.learning_rate,
-            seed=chapter.seed,
-            folder=work,
-            describe=f"distilling {variant}",
-        )
-        student.save_pretrained(work / "unet", safe_serialization=True)
-
-    return chapter.store.get("student", make, params=params, inputs={"latents": latents_})
-
-
-def student(chapter: Chapter, variant: str, objective: KDCLoss | None = None) -> StableDiffusionPipeline:
-    """The teacher's pipeline with a distilled student's U-Net in it; the profile's own variant trains for longer."""
-    pipeline = teacher(chapter)
-    folder = student_artifact(chapter, variant, objective or kdc_loss(chapter)) / "unet"
-    pipeline.unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)
-    return pipeline
-
-
-def student_log(chapter: Chapter, variant: str) -> list[dict[str, float]]:
-    """The student's training log: step, loss and the unweighted terms of equation (6)."""
-    lines = (student_artifact(chapter, variant, kdc_loss(chapter)) / "log.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def kdc_loss(chapter: Chapter) -> KDCLoss:
-    """Equation (6) with the profile's weights."""
-    p = chapter.profile
+def kdc_loss(run: Run) -> KDCLoss:
+    """Equation (6) of KDC-Diff with the profile's weights."""
+    p = run.profile
     return KDCLoss(alpha=p.alpha, beta=p.beta, gamma=p.gamma, temperature=p.temperature)
 
 
-# --- generated pictures and their scores ---------------------------------------------------------------------
+def student_artifact(run: Run, name: str, objective: DistillationLoss | None = None) -> Artifact:
+    """The stage behind `student`: its ``unet`` and ``log.jsonl``. The profile's own variant trains for longer."""
+    profile = run.profile
+
+    def make(
+        folder: Path, *, name: str, classes: Sequence[str], objective: DistillationLoss, seed: int,
+        steps: int, batch: int, lr: float,
+    ) -> None:  # fmt: skip
+        pipeline = teacher(run)
+        student = init_student(pipeline.unet, name, seed)
+        distill(
+            student, pipeline.unet, latents(run).of_classes(classes), pipeline.scheduler, objective,
+            steps=steps, batch=batch, lr=lr, seed=seed, folder=folder, describe=f"distilling {name}",
+        )  # fmt: skip
+        student.save_pretrained(folder / "unet", safe_serialization=True)
+
+    settings = {
+        "name": name,
+        "classes": run.source.base,
+        "objective": objective or kdc_loss(run),
+        "seed": run.seed,
+        "steps": profile.distill_steps if name == profile.variant else profile.comparison_steps,
+        "batch": profile.distill_batch,
+        "lr": profile.learning_rate,
+    }
+    return run.store.get("student", make, settings=settings, inputs=made(latents=latents_artifact(run)))
+
+
+def student(run: Run, name: str, objective: DistillationLoss | None = None) -> StableDiffusionPipeline:
+    """The teacher's pipeline with a distilled student's U-Net in it; the objective is equation (6) unless given."""
+    pipeline, folder = teacher(run), student_artifact(run, name, objective) / "unet"
+    pipeline.unet = run.place(UNet2DConditionModel.from_pretrained(folder, use_safetensors=True))
+    return pipeline
+
+
+def student_log(run: Run, name: str) -> list[dict[str, float]]:
+    """The student's training log: step, loss and the unweighted terms of its objective."""
+    return [json.loads(line) for line in (student_artifact(run, name) / "log.jsonl").read_text().splitlines()]
+
+
+# --- generated images and their scores -----------------------------------------------------------------------
 
 
 def prompts(classes: Sequence[str], count: int) -> list[str]:
@@ -249,64 +236,130 @@ def prompts(classes: Sequence[str], count: int) -> list[str]:
     return [caption_of(name) for name in classes for _ in range(count)]
 
 
-def generate(
-    chapter: Chapter,
-    pipeline: StableDiffusionPipeline,
-    classes: Sequence[str],
-    count: int,
-    *,
-    seed: int | None = None,
-    steps: int | None = None,
+def draw(
+    pipeline: StableDiffusionPipeline, known: Sequence[str], classes: Sequence[str], count: int, **sampler: Any
 ) -> ImageSet:
-    """`count` pictures of each class from `pipeline`; labels count in the source's classes. `seed` and the sampler's
-    `steps` replace the chapter's."""
-    profile, known = chapter.profile, source(chapter).classes
+    """Draw `count` pictures of each of `classes`; labels count in `known`. `sampler`: seed, steps, guidance."""
     texts = prompts(classes, count)
-    images = sampling.generate(
-        pipeline,
-        texts,
-        seed=chapter.seed if seed is None else seed,
-        steps=steps or profile.sampler_steps,
-        guidance=profile.guidance,
-    )
-    labels = torch.tensor([known.index(name) for name in classes]).repeat_interleave(count)
-    return ImageSet(images, labels, tuple(texts), known)
+    labels = torch.tensor([list(known).index(name) for name in classes]).repeat_interleave(count)
+    return ImageSet(sampling.generate(pipeline, texts, **sampler), labels, tuple(texts), tuple(known))
 
 
-def generated(chapter: Chapter, who: str) -> ImageSet:
-    """Pictures of the base classes by the ``teacher``, or by the student of the variant `who`; kept in the store."""
-    profile, where = chapter.profile, source(chapter)
-    made = teacher_artifact(chapter) if who == "teacher" else student_artifact(chapter, who, kdc_loss(chapter))
-    params = {
+def generate(run: Run, pipeline: StableDiffusionPipeline, classes: Sequence[str], count: int) -> ImageSet:
+    """Draw `count` pictures of each of `classes` at the profile's sampler settings and the run's seed."""
+    sampler = {"seed": run.seed, "steps": run.profile.sampler_steps, "guidance": run.profile.guidance}
+    return draw(pipeline, run.source.classes, classes, count, **sampler)
+
+
+def generated_artifact(run: Run, who: str) -> Artifact:
+    """The stage behind `generated`."""
+    profile = run.profile
+
+    def make(
+        folder: Path, *, who: str, known: Sequence[str], classes: Sequence[str], count: int, **sampler: Any
+    ) -> None:
+        pipeline = teacher(run) if who == "teacher" else student(run, who)
+        draw(pipeline, known, classes, count, **sampler).save(folder)
+
+    settings = {
         "who": who,
+        "known": run.source.classes,
+        "classes": run.source.base,
         "count": profile.generated_images,
+        "seed": run.seed,
         "steps": profile.sampler_steps,
         "guidance": profile.guidance,
-        "seed": chapter.seed,
-        "classes": where.base,
     }
-
-    def make(work: Path) -> None:
-        pipeline = teacher(chapter) if who == "teacher" else student(chapter, who)
-        generate(chapter, pipeline, where.base, profile.generated_images).save(work)
-
-    return ImageSet.load(
-        chapter.store.get(
-            "generated",
-            make,
-            params=params,
-            inputs={"model": made} if made else {},
-            outside=external_inputs(chapter),
-        ).path
-    )
+    model = teacher_artifact(run) if who == "teacher" else student_artifact(run, who)
+    return run.store.get("generated", make, settings=settings, inputs=made(model=model), external=external_inputs(run))
 
 
-def accuracy(chapter: Chapter, images: ImageSet) -> Estimate:
-    """The share of `images` that the judge reads as the class they were asked to be."""
-    return class_accuracy(images.images, images.labels, classifier(chapter))
+def generated(run: Run, who: str) -> ImageSet:
+    """Pictures of the base classes by the ``teacher``, or by the student of the variant `who`."""
+    return ImageSet.load(generated_artifact(run, who).path)
 
 
-def reconstructed(chapter: Chapter, images: ImageSet) -> ImageSet:
+def accuracy(run: Run, images: ImageSet) -> Estimate:
+    """The share of `images` that the classifier reads as the class they were asked to be."""
+    return class_accuracy(images.images, images.labels, classifier(run))
+
+
+def reconstructed(run: Run, images: ImageSet) -> ImageSet:
     """`images` through the teacher's autoencoder and back."""
-    vae = teacher(chapter).vae
+    vae = teacher(run).vae
     return replace(images, images=decode(vae, encode(vae, images.images)[0]), masks=None)
+
+
+# --- surgery without retraining, and what calls cost ---------------------------------------------------------
+
+
+AMPUTATIONS = (
+    "original",
+    "mid-removed",
+    "fewer-pairs",
+    "down-removed",
+    "down-up-removed",
+    "kdc-described",
+    "kdc-printed",
+)
+BYPASSED = "down-bypassed"  # `influence.bypassed`: DownBlock2D hands on what it gets, and UpBlock2D keeps its layers
+
+
+def amputated(run: Run, count: int) -> dict[str, ImageSet]:
+    """Pictures of the base classes by the teacher after each of `AMPUTATIONS`, untrained, from the same noise."""
+
+    def make(
+        folder: Path, *, names: Sequence[str], known: Sequence[str], classes: Sequence[str], **drawing: Any
+    ) -> None:
+        pipeline = teacher(run)
+        whole, innermost = pipeline.unet, f"down_blocks.{len(pipeline.unet.down_blocks) - 1}"
+        for name in names:
+            (folder / name).mkdir()
+            pipeline.unet = whole if name == BYPASSED else surgery.shrink(whole, name)
+            with influence.bypassed(pipeline.unet, *[innermost] * (name == BYPASSED)):
+                draw(pipeline, known, classes, **drawing).save(folder / name)
+
+    profile = run.profile
+    settings = {
+        "names": (*AMPUTATIONS, BYPASSED),
+        "known": run.source.classes,
+        "classes": run.source.base,
+        "count": count,
+        "seed": run.seed,
+        "steps": profile.sampler_steps,
+        "guidance": profile.guidance,
+    }
+    inputs, external = made(teacher=teacher_artifact(run)), external_inputs(run)
+    artifact = run.store.get("amputated", make, settings=settings, inputs=inputs, external=external)
+    return {name: ImageSet.load(artifact / name) for name in settings["names"]}
+
+
+ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something
+
+
+def part_influence(run: Run, pictures: int = 64, levels: int = 8) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Return time steps, and how far the teacher's prediction moves there without each part: part -> (levels, N).
+
+    On held-out latents of the base classes, N of them, evenly taken; the parts are what the variants remove.
+    """
+    pipeline, held = teacher(run), latents(run, "test").of_classes(run.source.base)
+    rows = torch.arange(0, len(held), max(1, len(held) // pictures))[:pictures]
+    steps = influence.spread(pipeline.scheduler, levels)
+    prompts = held.prompts[held.captions[rows]]
+    return steps, influence.influence(pipeline.unet, pipeline.scheduler, held.mean[rows], prompts, steps)
+
+
+def full_size_seconds(run: Run, names: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a call of each network of the papers' size, with random weights, round by round."""
+
+    def make(folder: Path, *, names: Sequence[str], rounds: int, side: int, device: str) -> None:
+        seconds = timing.rounds_of(timing.full_size(names, device=device), rounds, latent=side)
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+
+    settings = {"names": tuple(names), "rounds": rounds, "side": run.profile.latency_side, "device": run.device}
+    return json.loads((run.store.get("latency", make, settings=settings) / "seconds.json").read_text())
+
+
+def time_ratios(seconds: dict[str, list[float]], reference: str) -> dict[str, Estimate]:
+    """Each network's time over that of `reference`, round by round: geometric means with Student's interval."""
+    return {name: ratio(own, seconds[reference]) for name, own in seconds.items()}

@@ -141,8 +141,13 @@ def ratio(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """Spearman's rho of n pairs; Fisher's interval with the standard error of Bonett & Wright (2000)."""
-    rho, n = float(stats.spearmanr(a, b).statistic), len(a)
+    """Spearman's rho of n pairs; Fisher's interval with the standard error of Bonett & Wright (2000).
+
+    UserError: fewer than 4 pairs.
+    """
+    n = len(a)
+    check(n >= 4, "pairs", n, "must be at least 4 for an interval")
+    rho = float(stats.spearmanr(a, b).statistic)
     half = 1.96 * math.sqrt((1 + rho**2 / 2) / (n - 3))
     middle = np.arctanh(np.clip(rho, -0.999999, 0.999999))
     return Estimate(rho, float(np.tanh(middle - half)), float(np.tanh(middle + half)), n, "rank correlation")

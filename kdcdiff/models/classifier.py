@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdcdiff.models.shipped import ASSETS, checked_assets
+from kdcdiff.models.shipped import shipped
 
 
 class Classifier(nn.Module):
-    """A small convolutional network of four stages, each of which halves the side.
+    """The in-domain classifier: a small convolutional network of four stages, each of which halves the side.
 
     Takes images (N, 3, H, W) of 16 pixels a side or more, uint8 or float in [0, 1]; gives logits (N, classes).
     """
@@ -61,7 +61,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 def load_classifier(folder: Path | None = None) -> Classifier:
     """Read the independent classifier, the shipped one (all flora classes) or a folder's, in float32, frozen."""
-    folder = folder or checked_assets(ASSETS) / "classifier"
+    folder = folder or shipped("classifier")
     model = Classifier(json.loads((folder / "config.json").read_text())["classes"])
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

@@ -1,10 +1,7 @@
-"""What a network costs: parameters, multiply-accumulates in each convention, kept activations, time and
-memory.
+"""What a network costs: parameters, multiply-accumulates in each convention, and the activations that training keeps.
 
-Counts are exact and come from the meta device in about a second, without weights. Which tool counts what is
-the subject of `kdcdiff.claims.counting`; here its conventions ``fvcore``, ``thop`` and ``all`` are applied to
-a whole U-Net, to each of its stages, and to the pipeline around it. Times are measured, warm, and given with
-their spread.
+Counts are exact and come from the meta device in about a second, without weights: of a whole U-Net, of each of its
+stages, and of the pipeline around it. What each convention counts is said in `kdcdiff.models.macs`.
 """
 
 from __future__ import annotations
@@ -21,36 +18,21 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdcdiff.errors import check
 from kdcdiff.models import surgery, unet_files
-from kdcdiff.models.configs import TOKENS, network_count
-from kdcdiff.models.macs import Count
+from kdcdiff.models.configs import AUTOENCODER, LATENT, TEXT_ENCODER, TOKENS
+from kdcdiff.models.macs import CONVENTIONS, Count
 from kdcdiff.models.macs import count as count_call
 
-CONVENTIONS = {
-    "fvcore": "convolutions, linear layers, norms, up-sampling; no attention products (KDC-Diff's column)",
-    "thop": "convolutions, linear layers, layer norms; no attention products (BK-SDM's column)",
-    "all": "every matrix product, attention's too",
-}
 
+@dataclass(frozen=True, kw_only=True)
+class Complexity(Count):
+    """A U-Net's cost at one input, and that of its stages, which add up to it."""
 
-@dataclass(frozen=True)
-class Part:
-    """A stage's share: parameters, and one call's multiply-accumulates in each convention."""
-
-    parameters: int
-    macs: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Complexity(Part):
-    """A U-Net's cost at one input; `stages` add up to it, `kept_bytes` is what training keeps for its
-    backward pass.
-    """
-
-    stages: dict[str, Part]
-    kept_bytes: int
+    stages: dict[str, Count]
+    kept_bytes: int  # of activations, kept by a training step for its backward pass
     latent: tuple[int, ...]  # (batch, channels, height, width)
 
 
@@ -63,12 +45,12 @@ def count(
 ) -> Complexity:
     """Count one call of a U-Net, or of a U-Net's configuration, on latents (batch, channels, latent, latent).
 
-    `latent` is the configuration's ``sample_size`` unless given (64 for a 512x512 picture), `tokens` the
-    prompt's length.
+    `latent` is the configuration's ``sample_size`` unless given (64 for a 512x512 picture); `tokens` is the prompt's
+    length. UserError: a size that is not a whole number from 1.
     """
     config = unet if isinstance(unet, Mapping) else unet.config
     full = surgery.with_defaults(config)
-    size = full["sample_size"] or 64 if latent is None else latent
+    size = full["sample_size"] or LATENT if latent is None else latent
     check(isinstance(size, int) and size >= 1, "latent", size, "a whole number from 1")
     check(min(tokens, batch) >= 1, "tokens and batch", (tokens, batch), "whole numbers from 1")
     return _count(json.dumps(full, default=list, sort_keys=True), size, tokens, batch)
@@ -78,29 +60,22 @@ def count(
 def _count(config: str, size: int, tokens: int, batch: int) -> Complexity:
     net = surgery.on_meta(json.loads(config))
     inputs = meta_inputs(net, size, tokens, batch)
-    whole = count_call(net, *inputs)
-    stages = {name: _part(c) for name, c in count_parts(net, inputs).items()}
-    return Complexity(whole.parameters, _part(whole).macs, stages, kept_bytes(net, inputs), tuple(inputs[0].shape))
+    whole, stages = count_call(net, *inputs), count_parts(net, inputs)
+    kept = kept_bytes(net, inputs)
+    return Complexity(whole.parameters, whole.macs, stages=stages, kept_bytes=kept, latent=tuple(inputs[0].shape))
 
 
 def meta_inputs(
     net: UNet2DConditionModel, size: int, tokens: int = TOKENS, batch: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents (batch, channels, size, size), time steps and prompts (batch, tokens, width), without
-    values.
-    """
+    """Make latents (batch, channels, size, size), time steps (batch,), prompts (batch, tokens, width), all on meta."""
     with torch.device("meta"):
         x = torch.empty(batch, net.config.in_channels, size, size)
         return x, torch.zeros(batch), torch.empty(batch, tokens, net.config.cross_attention_dim)
 
 
-def _part(c: Count) -> Part:
-    return Part(c.parameters, {name: c.macs(name) for name in CONVENTIONS})
-
-
 def count_parts(net: UNet2DConditionModel, inputs: tuple[Any, ...], fine: bool = False) -> dict[str, Count]:
-    """Each stage of a U-Net on the meta device counted alone, at the input that it gets in the whole; they
-    add up to it.
+    """Count each stage of a U-Net on meta by itself, at the input that it gets in the whole; they add up to it.
 
     `fine` goes one level deeper, to the layers of each stage (``down_blocks.0.resnets.1``).
     """
@@ -121,6 +96,7 @@ def count_parts(net: UNet2DConditionModel, inputs: tuple[Any, ...], fine: bool =
 
 
 def _is_part(name: str, module: nn.Module, fine: bool) -> bool:
+    """Say whether a module is a stage (`fine`: a layer of a stage), or stands outside the stages and has weights."""
     parts = name.split(".")
     if not name:
         return False
@@ -131,9 +107,7 @@ def _is_part(name: str, module: nn.Module, fine: bool) -> bool:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused attention keeps for its backward pass: q, k, v, its result and one number per query. No
-    values.
-    """
+    """What a fused attention keeps for its backward pass: q, k, v, its result, one number a query. No values."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -144,6 +118,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _Fused(TorchFunctionMode):
+    """Puts `_FusedAttention` in the place of every attention while it lasts."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
@@ -152,9 +128,7 @@ class _Fused(TorchFunctionMode):
 
 
 def kept_bytes(net: UNet2DConditionModel, inputs: tuple[Any, ...]) -> int:
-    """Bytes of activations that one training step keeps between forward and backward, with fused
-    attention.
-    """
+    """Count the bytes of activations that a training step with fused attention keeps from forward to backward."""
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     kept: dict[int, Any] = {}
 
@@ -174,13 +148,11 @@ def kept_bytes(net: UNet2DConditionModel, inputs: tuple[Any, ...]) -> int:
 
 @dataclass(frozen=True)
 class PipelineCost:
-    """One picture: the text encoder (twice with guidance), `steps` U-Net calls (twice each with guidance),
-    the decoder.
-    """
+    """One picture: the text encoder and `steps` U-Net calls (with guidance each of them twice), then the decoder."""
 
     unet: Complexity
-    text_encoder: Part
-    decoder: Part
+    text_encoder: Count
+    decoder: Count
     steps: int
     guidance: bool
 
@@ -188,41 +160,39 @@ class PipelineCost:
     def parameters(self) -> int:
         return self.unet.parameters + self.text_encoder.parameters + self.decoder.parameters
 
-    def macs(self, convention: str) -> int:
-        """Multiply-accumulates of one picture in one of `CONVENTIONS`."""
-        check(convention in CONVENTIONS, "convention", convention, f"one of {', '.join(CONVENTIONS)}")
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of one picture, by convention."""
         calls = 2 if self.guidance else 1
-        looped = calls * (self.text_encoder.macs[convention] + self.steps * self.unet.macs[convention])
-        return looped + self.decoder.macs[convention]
+        looped = {c: calls * (self.text_encoder.macs[c] + self.steps * self.unet.macs[c]) for c in CONVENTIONS}
+        return {c: looped[c] + self.decoder.macs[c] for c in CONVENTIONS}
 
 
 def pipeline_cost(
     unet: Complexity, folder: Path | None = None, *, steps: int = 25, guidance: bool = True
 ) -> PipelineCost:
-    """The cost of a picture with this U-Net and the companions of a pipeline folder, or of Stable Diffusion
-    1.x.
+    """Count a picture made with this U-Net and the companions in a pipeline folder, or else Stable Diffusion 1.x's.
+
+    UserError: no whole number of steps, or a folder without the companions' configurations.
     """
     check(isinstance(steps, int) and steps >= 1, "steps", steps, "a whole number from 1")
-    if folder is None:
-        text, decoder = network_count("text-encoder"), network_count("image-decoder", unet.latent[-1])
-    else:
-        text, decoder = _text_encoder(folder), _decoder(folder, unet.latent[-1])
-    return PipelineCost(unet, _part(text), _part(decoder), steps, guidance)
+    text, autoencoder = TEXT_ENCODER, AUTOENCODER
+    if folder is not None:
+        text, autoencoder = (unet_files.read_json(folder / part / "config.json") for part in ("text_encoder", "vae"))
+    return PipelineCost(unet, count_text_encoder(text), count_decoder(autoencoder, unet.latent[-1]), steps, guidance)
 
 
-def _text_encoder(folder: Path) -> Count:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(**unet_files.read_json(folder / "text_encoder" / "config.json"))
+def count_text_encoder(config: Mapping[str, Any]) -> Count:
+    """Count one prompt of full length through the text encoder of a `CLIPTextConfig`."""
     with torch.device("meta"):
-        return count_call(
-            CLIPTextModel(config).eval(), torch.zeros(1, config.max_position_embeddings, dtype=torch.long)
-        )
+        net = CLIPTextModel(CLIPTextConfig(**config)).eval()
+        return count_call(net, torch.zeros(1, net.config.max_position_embeddings, dtype=torch.long))
 
 
-def _decoder(folder: Path, latent: int) -> Count:
+def count_decoder(config: Mapping[str, Any], latent: int) -> Count:
+    """Count a latent of `latent` squared through the decoding half of an autoencoder, its first 1x1 convolution too."""
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(unet_files.read_json(folder / "vae" / "config.json")).eval()
+        vae = AutoencoderKL.from_config(dict(config)).eval()
         z = torch.empty(1, vae.config.latent_channels, latent, latent)
-        after = count_call(vae.post_quant_conv, z) if vae.post_quant_conv is not None else Count()
-        return after + count_call(vae.decoder, z)
+        before = count_call(vae.post_quant_conv, z) if vae.post_quant_conv is not None else Count()
+        return before + count_call(vae.decoder, z)

@@ -1,16 +1,19 @@
-"""`kdcdiff shrink`: a student as a whole pipeline on disk, with a model card, for plain diffusers.
+"""Students on disk: whole pipelines with a model card, for plain diffusers.
 
-Everything but the U-Net is copied file by file from the teacher's pipeline, and of the U-Net only the tensors
-that stay are read: the peak of memory is about one student, whatever the teacher's size."""
+`kdcdiff shrink` copies everything but the U-Net file by file from the teacher's pipeline, and of the U-Net reads only
+the tensors that stay: the peak of memory is about one student, whatever the teacher's size.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 import kdcdiff
 from kdcdiff.errors import check
@@ -26,9 +29,7 @@ tags: [stable-diffusion, distillation, {name}]
 
 # {name}: a student of {teacher}
 
-A Stable Diffusion pipeline whose U-Net was cut down by `kdcdiff {version}`. The weights that stay are the
-teacher's, unchanged, in {dtype}. **It has not been retrained**: its pictures are worse than the teacher's
-until it is.
+A Stable Diffusion pipeline whose U-Net was cut down by `kdcdiff {version}`. {state}
 
 | | teacher | student |
 |---|---:|---:|
@@ -42,12 +43,20 @@ Removed: {removed}.
 ```python
 import torch
 from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained(".", torch_dtype=torch.{dtype})
+pipeline = StableDiffusionPipeline.from_pretrained(".", dtype=torch.{dtype})
 ```
 
-Every tensor of `unet/` comes from one tensor of the teacher; text encoder, tokenizer, autoencoder and
-scheduler are the teacher's files. The teacher's licence and its limits on use hold for this model as well.
+{origin}; text encoder, tokenizer, autoencoder and scheduler are the teacher's. The teacher's licence and its limits on
+use hold for this model as well.
 """
+CUT = """The weights that stay are the teacher's, unchanged, in
+{dtype}. **It has not been retrained**: its pictures are worse than the teacher's until it is."""
+TRAINED = """It has then been trained on the
+teacher's knowledge by `kdcdiff distill`:
+
+| | |
+|---|---|
+{rows}"""
 NOTES = {
     "down removed": """
 DownBlock2D hands on what it gets. UpBlock2D keeps the one layer whose skip connection is still made; its
@@ -60,52 +69,78 @@ well, and the middle works at twice the teacher's resolution.
 }
 
 
-def model_card(config: dict[str, Any], cut: Variant, teacher: str, dtype: str) -> str:
-    """The README of a student: what was removed, what is left, how to load it."""
+def model_card(
+    config: Mapping[str, Any], cut: Variant, teacher: str, dtype: str, training: Mapping[str, object] | None = None
+) -> str:
+    """Write the README of a student: what was removed, what is left, how it was trained, how to load it.
+
+    `config` is the teacher U-Net's; `training` are the rows of the table that a distilled student has.
+    """
     student = surgery.student_config(config, cut)
     sizes = [sum(s.numel() for s in surgery.parameter_shapes(c).values()) for c in (config, student)]
     full = [dict(surgery.on_meta(c).config) for c in (config, student)]
     mids = ["yes" if c["mid_block_type"] else "none" for c in full]
     layers = [", ".join(map(str, surgery.layers(c))) for c in full]
     stages = [", ".join(map(str, c["block_out_channels"])) for c in full]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in (training or {}).items())
     return CARD.format(
-        name=cut.name, teacher=teacher, version=kdcdiff.__version__, dtype=dtype,
-        before=sizes[0], after=sizes[1],
+        name=cut.name, teacher=teacher, version=kdcdiff.__version__, dtype=dtype, before=sizes[0], after=sizes[1],
+        state=TRAINED.format(rows=rows) if training else CUT.format(dtype=dtype),
+        origin=f"Every tensor of `unet/` {'began as' if training else 'comes from'} one tensor of the teacher",
         share=sizes[1] / sizes[0], stages_before=stages[0], stages_after=stages[1], layers_before=layers[0],
         layers_after=layers[1], mid_before=mids[0], mid_after=mids[1], removed=cut.description,
         notes=NOTES.get(cut.innermost, ""),
     )  # fmt: skip
 
 
-def save_student(checkpoint: Checkpoint, cut: Variant, out: Path) -> UNet2DConditionModel:
-    """Write the student of `checkpoint` to the new folder `out`: a whole pipeline where the teacher is one,
-    else a U-Net.
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` to write in, which becomes `out` when it is complete.
 
-    UserError: `out` holds something. The folder appears when it is complete.
+    UserError: `out` holds something.
     """
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "out", str(out), "must be a new or empty folder")
-    student = surgery.shrink_checkpoint(checkpoint, cut)
     work = out.with_name(f".{out.name}.{os.getpid()}")
+    work.mkdir(parents=True)
     try:
-        if checkpoint.pipeline is not None:
-            shutil.copytree(checkpoint.pipeline, work, ignore=_ignored(checkpoint.pipeline))
-        work.mkdir(parents=True, exist_ok=True)
-        student.save_pretrained(work / "unet" if checkpoint.pipeline is not None else work)
-        dtype = str(student.dtype).removeprefix("torch.")
-        teacher = Path(checkpoint.source).name if Path(checkpoint.source).exists() else checkpoint.source
-        (work / "README.md").write_text(model_card(checkpoint.config, cut, teacher, dtype), encoding="utf-8")
+        yield work
         if out.exists():
             out.rmdir()
         os.replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def save_student(checkpoint: Checkpoint, cut: Variant, out: Path) -> UNet2DConditionModel:
+    """Cut a student of `checkpoint` into the new folder `out`: a whole pipeline where the teacher is one, else a U-Net.
+
+    UserError: `out` holds something. The folder appears when it is complete.
+    """
+    with _whole_or_nothing(out) as work:
+        student = surgery.shrink_checkpoint(checkpoint, cut)
+        if checkpoint.pipeline is not None:
+            shutil.copytree(checkpoint.pipeline, work, ignore=_ignored(checkpoint.pipeline), dirs_exist_ok=True)
+        student.save_pretrained(work / "unet" if checkpoint.pipeline is not None else work)
+        dtype, teacher = str(student.dtype).removeprefix("torch."), name_of(checkpoint.source)
+        (work / "README.md").write_text(model_card(checkpoint.config, cut, teacher, dtype), encoding="utf-8")
     return student
 
 
-def _ignored(pipeline: Path) -> Any:
-    """Of a pipeline folder: the U-Net, whole-model files beside it, and whatever would have to be
-    unpickled."""
+def save_distilled(pipeline: StableDiffusionPipeline, card: str, out: Path) -> None:
+    """Write a trained student's pipeline and its model card to the new folder `out`; it appears when it is complete."""
+    with _whole_or_nothing(out) as work:
+        pipeline.to("cpu").save_pretrained(work, safe_serialization=True)
+        (work / "README.md").write_text(card, encoding="utf-8")
+
+
+def name_of(source: str) -> str:
+    """Name a teacher on a model card: a hub id as it is, a folder without the path of this machine."""
+    return Path(source).name if Path(source).exists() else source
+
+
+def _ignored(pipeline: Path) -> Callable[[str, list[str]], set[str]]:
+    """Leave out of a copied pipeline its U-Net, whole-model files beside it, and what would have to be unpickled."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         top = Path(folder) == pipeline

@@ -1,116 +1,94 @@
 """Multiply-accumulates of one module call, in four conventions, on the meta device: shapes only, no weights.
 
-A "GMac" is not one quantity. What a tool leaves out decides what it prints:
+A "GMac" is not one quantity: what a tool leaves out decides what it prints (`CONVENTIONS`). Tests hold each
+convention to the library that it is named after, on a small U-Net, to the integer.
 
-========  =================================================================================================
-fvcore    convolutions, linear layers; 5 operations an element for an affine group or layer norm; 1 for each
-          up-sampled element. `scaled_dot_product_attention` is skipped. (fvcore 0.1.5, `nn/flop_count.py`)
-thop      convolutions, linear layers; 4 operations an element for an affine layer norm; group norms and
-          attention products are skipped. (thop 0.1.1, `profile.py`)
-hooks     convolutions and linear layers with their biases, nothing else: what counters see that hang hooks
-          on layers, early ptflops among them.
-all       every matrix product, attention's too: torch's `FlopCounterMode` divided by two.
-========  =================================================================================================
-
-Exactness is tested against the real libraries on a small U-Net.
+Everything is counted on the meta device, which is fast and needs no memory, and is the only right place: on a CPU
+torch's `FlopCounterMode` (2.13) sees nothing of fused attention (pytorch issue 195460), so ``all`` would silently
+lack the attention products.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
-from kdcdiff.errors import check
 
-CONVENTIONS = ("fvcore", "thop", "hooks", "all")
+CONVENTIONS = {
+    # fvcore 0.1.5, nn/flop_count.py: 5 operations an element of an affine group or layer norm, 1 an up-sampled element
+    "fvcore": "convolutions, linear layers, norms, up-sampling; no attention products (KDC-Diff's column)",
+    # thop 0.1.1, profile.py: 4 operations an element of an affine layer norm
+    "thop": "convolutions, linear layers, layer norms; no attention products (BK-SDM's column)",
+    # what counters see that hang hooks on layers, early ptflops among them
+    "hooks": "convolutions and linear layers with their biases, nothing else",
+    # torch's FlopCounterMode, divided by two
+    "all": "every matrix product, attention's too",
+}
 
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters and multiply-accumulates of a network or of a part of one; counts add."""
+    """Parameters of a network or of a part of one, and one call's multiply-accumulates by convention; counts add."""
 
     parameters: int = 0
-    fvcore: int = 0
-    thop: int = 0
-    hooks: int = 0
-    all: int = 0
+    macs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CONVENTIONS, 0))
 
     def __add__(self, other: Count) -> Count:
-        names = ("parameters", *CONVENTIONS)
-        return Count(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-    def macs(self, convention: str) -> int:
-        """Multiply-accumulates in one of `CONVENTIONS`."""
-
-        check(convention in CONVENTIONS, "convention", convention, f"one of {', '.join(CONVENTIONS)}")
-        return getattr(self, convention)
-
-
-def parameters(module: nn.Module) -> int:
-    """Number of trainable and frozen scalars."""
-    return sum(p.numel() for p in module.parameters())
+        return Count(self.parameters + other.parameters, {c: self.macs[c] + other.macs[c] for c in CONVENTIONS})
 
 
 def count(module: nn.Module, *inputs: Any, **keywords: Any) -> Count:
-    """Count one call ``module(*inputs, **keywords)``; everything should live on the meta device."""
+    """Count one call ``module(*inputs, **keywords)``; the module and its inputs are on the meta device."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    seen = dict.fromkeys(CONVENTIONS, 0)
-    handles = [m.register_forward_hook(_hook(seen)) for m in module.modules() if _hook_needed(m)]
+    assert all(p.is_meta for p in module.parameters()), "anywhere else attention is not counted"
+    macs = dict.fromkeys(CONVENTIONS, 0)
+    handles = [m.register_forward_hook(_hook(macs)) for m in module.modules() if _role(m)]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             module(*inputs, **keywords)
     finally:
         for handle in handles:
             handle.remove()
-    seen["all"] = counter.get_total_flops() // 2
-    return Count(parameters=parameters(module), **seen)
-
-
-def count_macs(module: nn.Module, convention: str, *inputs: Any, **keywords: Any) -> int:
-    """Multiply-accumulates of one call of `module` in one convention."""
-    return count(module, *inputs, **keywords).macs(convention)
-
-
-def _hook_needed(module: nn.Module) -> bool:
-    return _role(module) != ""
+    macs["all"] = counter.get_total_flops() // 2
+    return Count(sum(p.numel() for p in module.parameters()), macs)
 
 
 def _role(module: nn.Module) -> str:
-    """What a leaf counts as. Up-sampling is a function call inside diffusers' `Upsample2D`."""
+    """Say what a leaf counts as; up-sampling is a function call inside diffusers' `Upsample2D`."""
     from torch import nn
 
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.GroupNorm):
-        return "group norm"
-    if isinstance(module, nn.LayerNorm):
-        return "layer norm"
-    return "upsample" if type(module).__name__ == "Upsample2D" else ""
+    kinds = {
+        nn.modules.conv._ConvNd: "conv",
+        nn.Linear: "linear",
+        nn.GroupNorm: "group norm",
+        nn.LayerNorm: "layer norm",
+    }
+    named = "upsample" if type(module).__name__ == "Upsample2D" else ""
+    return next((role for kind, role in kinds.items() if isinstance(module, kind)), named)
 
 
-def _hook(seen: dict[str, int]) -> Any:
-    """A forward hook that adds a leaf's operations to `seen` in every convention but `all`."""
+def _hook(macs: dict[str, int]) -> Callable[[Any, tuple[Any, ...], Any], None]:
+    """Make a forward hook that adds a leaf's operations to `macs` in every convention but ``all``."""
 
     def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         role, size = _role(module), inputs[0].numel()
         if role in ("conv", "linear"):
             per_output = module.in_features if role == "linear" else module.weight[0].numel()
             products = output.numel() * per_output
-            seen["fvcore"] += products
-            seen["thop"] += products
-            seen["hooks"] += products + (output.numel() if module.bias is not None else 0)
+            macs["fvcore"] += products
+            macs["thop"] += products
+            macs["hooks"] += products + (output.numel() if module.bias is not None else 0)
         elif role == "upsample":
-            seen["fvcore"] += 4 * size  # nearest neighbour, twice the width and height
+            macs["fvcore"] += 4 * size  # nearest neighbour, twice the width and height
         else:
             affine = module.weight is not None
-            seen["fvcore"] += size * (5 if affine else 4)
+            macs["fvcore"] += size * (5 if affine else 4)
             if role == "layer norm":
-                seen["thop"] += size * (4 if affine else 2)
+                macs["thop"] += size * (4 if affine else 2)
 
     return hook

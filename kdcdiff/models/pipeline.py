@@ -1,8 +1,8 @@
 """A Stable-Diffusion pipeline by name, folder or hub id; and the small one that ships with the project.
 
 `flora` is a real `diffusers.StableDiffusionPipeline` of diffusers' own classes with Stable Diffusion's topology, at a
-size for two cores: 64x64 pixels, 8x down-sampling, four U-Net stages. `kdcdiff pretrain` (`kdcdiff.pretrain`) made
-its weights; they lie in `kdcdiff/assets` in fp16 with their checksums, beside the two in-domain extractors.
+size for two cores: 64x64 pixels, 8x down-sampling, four U-Net stages. `kdcdiff pretrain` made its weights; they lie in
+`kdcdiff/assets` in fp16 with their checksums, beside the two in-domain extractors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from kdcdiff.errors import UserError
-from kdcdiff.models.shipped import ASSETS, checked_assets
+from kdcdiff.errors import UserError, check
+from kdcdiff.models.shipped import find_pipeline, shipped
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
 
 AUTOENCODER: dict[str, Any] = {
     "sample_size": IMAGE_SIZE,
@@ -58,7 +58,7 @@ SCHEDULER: dict[str, Any] = {
 
 
 def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
-    """A byte-level BPE tokenizer in CLIP's format, learnt from `captions`; it spells any text."""
+    """Learn a byte-level BPE tokenizer in CLIP's format from `captions`; it spells any text."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -76,15 +76,11 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids, (N, model_max_length), padded and cut as Stable Diffusion does."""
-    tokens = tokenizer(
-        list(captions),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return tokens.input_ids
+    """Tokenize `captions` to ids (N, model_max_length), padded and cut as Stable Diffusion does."""
+    length = tokenizer.model_max_length
+    return tokenizer(
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
@@ -97,19 +93,16 @@ def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
 
 
 def new_clip(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
-    """An untrained small CLIP for 64x64 images."""
+    """Make an untrained small CLIP for images of `IMAGE_SIZE`."""
     torch.manual_seed(seed)
+    text, vision = CLIPTextConfig(**_text_config(tokenizer)), CLIPVisionConfig(**VISION)
     return CLIPModel(
-        CLIPConfig(
-            text_config=CLIPTextConfig(**_text_config(tokenizer)).to_dict(),
-            vision_config=CLIPVisionConfig(**VISION).to_dict(),
-            projection_dim=64,
-        )
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=TEXT["projection_dim"])
     )
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """CLIP's text half as the pipeline's text encoder."""
+    """Take CLIP's text half as the pipeline's text encoder, frozen."""
     encoder = CLIPTextModel(clip.config.text_config)  # type: ignore[arg-type]
     state = {k: v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
     names = set(encoder.state_dict())
@@ -118,7 +111,7 @@ def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
 
 
 def new_autoencoder(seed: int) -> AutoencoderKL:
-    """An untrained autoencoder whose posteriors start narrow around spread-out means.
+    """Make an untrained autoencoder whose posteriors start narrow around spread-out means.
 
     With diffusers' own initial values a latent's noise is twenty times its signal, and the decoder spends thousands of
     steps on learning to ignore it.
@@ -134,6 +127,7 @@ def new_autoencoder(seed: int) -> AutoencoderKL:
 
 
 def new_unet(seed: int) -> UNet2DConditionModel:
+    """Make an untrained denoiser."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(**UNET)
 
@@ -141,6 +135,7 @@ def new_unet(seed: int) -> UNet2DConditionModel:
 def assemble(
     vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
+    """Put the parts together, with the shipped scheduler's configuration."""
     pipeline = StableDiffusionPipeline(
         vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -150,23 +145,31 @@ def assemble(
 
 
 def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
-    """A pipeline by name (``flora``: the shipped one), folder or hub id; float32 for the shipped one, else as found."""
-    if str(name) == "flora":
-        folder: str | Path = checked_assets(ASSETS) / "pipeline"
-    else:
-        folder = name
-        if "/" not in str(name) and not Path(name).exists():
-            raise UserError(f"pipeline={str(name)!r}: must be flora, a pipeline folder or a hub id")
-    dtype = torch.float32 if str(name) == "flora" else "auto"
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, use_safetensors=True
-    )
+    """Load a pipeline by name (``flora``: the shipped one), folder or hub id, in float32, on the CPU.
+
+    The caller moves it to its device. UserError: no such pipeline, or one that cannot be read.
+    """
+    folder = find_pipeline(name)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder or str(name), dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
+            use_safetensors=True,
+        )  # fmt: skip
+    except OSError as error:  # the hub's many ways to fail, and a folder's
+        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def image_size(pipeline: StableDiffusionPipeline) -> int:
+    """Return the side of the pictures that a pipeline was trained on, in pixels. UserError: they are not square."""
+    side = pipeline.unet.config.sample_size
+    check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
+    return side * pipeline.vae_scale_factor
+
+
 def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
-    """The small CLIP that scores prompt alignment, the shipped one (all flora classes) or a folder's."""
-    folder = folder or checked_assets(ASSETS) / "clip"
+    """Load the small CLIP that scores prompt alignment, the shipped one (all flora classes) or a folder's."""
+    folder = folder or shipped("clip")
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return model.eval().requires_grad_(False), CLIPTokenizer.from_pretrained(folder)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -202,22 +201,6 @@ def shrink(teacher: UNet2DConditionModel, what: str | Variant) -> UNet2DConditio
     carried = {name: weights[source].detach().clone() for name, source in weight_map(config, what).items()}
     student.load_state_dict(carried, strict=True, assign=True)
     return student.train(teacher.training)
-
-
-@contextmanager
-def bypassed(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
-    """Make the innermost down stage hand on what it gets, and repeat it as its skip connections, while it lasts.
-
-    KDC-Diff removes DownBlock2D and keeps UpBlock2D, and does not say what UpBlock2D then reads. This is the reading
-    that keeps all of its layers. No diffusers configuration expresses it; variant `down-removed` is the one that one
-    does.
-    """
-    handles = [layer.register_forward_hook(lambda _, inputs, __: inputs[0]) for layer in unet.down_blocks[-1].resnets]
-    try:
-        yield unet
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def shrink_checkpoint(checkpoint: Checkpoint, what: str | Variant) -> UNet2DConditionModel:

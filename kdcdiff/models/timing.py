@@ -37,7 +37,7 @@ class Timing:
 def measure(
     call: Callable[[], Any], n: int = 5, *, device: str = "cpu", dtype: str = "float32", warm: int = 1
 ) -> Timing:
-    """Time `call` n times after `warm` calls that are thrown away; a GPU is waited for."""
+    """Time `call` n times after `warm` calls that are thrown away; a GPU is waited for. UserError: n below 1."""
     check(isinstance(n, int) and n >= 1, "n", n, "a whole number from 1")
     for _ in range(warm):
         call()
@@ -54,12 +54,14 @@ def measure(
 
 
 def _wait(device: str) -> None:
+    """Wait until a GPU has done what it was told; a CPU already has."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def _peak(device: str) -> Iterator[Callable[[], int]]:
+    """Watch the peak memory of a `with` block; what it yields reads the bytes, afterwards."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
@@ -71,19 +73,18 @@ def _peak(device: str) -> Iterator[Callable[[], int]]:
 def random_unet(
     config: Mapping[str, Any], *, dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> UNet2DConditionModel:
-    """A U-Net with seeded random weights. Its time is the real one's: no operation's time depends on the
-    values, so each tensor repeats one block of a million, which is drawn once.
+    """Make a U-Net of a configuration with seeded random weights. UserError: a dtype that is not in `DTYPES`.
+
+    Its time is the real one's, since no operation's time depends on the values; so each tensor repeats one block of a
+    million normal values, which is drawn once.
     """
     check(dtype in DTYPES, "dtype", dtype, f"one of {', '.join(DTYPES)}")
     block = (torch.randn(2**20, generator=torch.Generator().manual_seed(seed)) * 0.02).to(device, DTYPES[dtype])
     weights = {}
     for name, shape in surgery.parameter_shapes(config).items():
         size = math.prod(shape)
-        weights[name] = (
-            block.repeat(size // len(block) + 1)[:size].view(shape)
-            if size > len(block)
-            else block[:size].clone().view(shape)
-        )
+        repeated = block.repeat(size // len(block) + 1)[:size]
+        weights[name] = repeated.clone().view(shape)  # in memory of its own size
     net = surgery.on_meta(config)
     net.load_state_dict(weights, assign=True)
     return net
@@ -93,7 +94,7 @@ def random_unet(
 def latency(
     unet: UNet2DConditionModel, n: int = 5, *, latent: int | None = None, tokens: int = TOKENS, warm: int = 1
 ) -> Timing:
-    """One U-Net call on one latent, on its own device and in its own dtype, after `warm` calls."""
+    """Time U-Net calls on one latent of `latent` squared, on the network's own device and in its own dtype."""
     device, dtype, size = str(unet.device), unet.dtype, latent or unet.config.sample_size
     x = torch.zeros(1, unet.config.in_channels, size, size, device=device, dtype=dtype)
     prompt = torch.zeros(1, tokens, unet.config.cross_attention_dim, device=device, dtype=dtype)
@@ -103,14 +104,14 @@ def latency(
 
 
 def full_size(names: Sequence[str], *, dtype: str = "bfloat16", device: str = "cpu") -> dict[str, UNet2DConditionModel]:
-    """U-Nets at Stable Diffusion's size with random weights: ``sd-1``, ``sd-2``, or variants of ``sd-1``.
+    """Make U-Nets of Stable Diffusion's size with random weights: ``sd-1``, ``sd-2``, or variants of ``sd-1``.
 
     The variants borrow the memory of ``sd-1``'s weights, so that any number of them costs one teacher.
     """
     teacher = random_unet(CONFIGS["sd-1"], dtype=dtype, device=device)
     weights, nets = teacher.state_dict(), {}
     for name in names:
-        if name in CONFIGS and name.startswith("sd-"):
+        if name in CONFIGS:
             nets[name] = teacher if name == "sd-1" else random_unet(CONFIGS[name], dtype=dtype, device=device)
             continue
         nets[name] = surgery.on_meta(surgery.student_config(CONFIGS["sd-1"], name))
@@ -122,7 +123,10 @@ def full_size(names: Sequence[str], *, dtype: str = "bfloat16", device: str = "c
 def rounds_of(
     nets: Mapping[str, UNet2DConditionModel], rounds: int = 5, *, latent: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each network's warm calls, (rounds,): every round times each of them once, so drift hits all."""
+    """Time each network once a round, so that drift hits all: seconds of its warm calls, (rounds,), by name.
+
+    UserError: fewer than 2 rounds.
+    """
     check(isinstance(rounds, int) and rounds >= 2, "rounds", rounds, "a whole number from 2")
     seconds: dict[str, list[float]] = {name: [] for name in nets}
     for i in range(rounds + 1):

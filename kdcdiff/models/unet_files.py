@@ -1,9 +1,10 @@
 """A U-Net on disk, read no further than asked: its configuration, and its tensors one at a time.
 
-Read are a diffusers pipeline or U-Net folder (whole or sharded), a hub id, and a single ``.safetensors``
-file, in diffusers' names or in those of the original Stable Diffusion code. Nothing is unpickled. Because
-tensors are read one at a time, a student can be made from a checkpoint without its teacher ever being in
-memory."""
+Read are ``flora`` (the shipped pipeline), a diffusers pipeline or U-Net folder (whole or sharded), a hub id, and a
+single ``.safetensors`` file, in diffusers' names or in those of the original Stable Diffusion code. Nothing is
+unpickled. Because tensors are read one at a time, a student can be made from a checkpoint without its teacher ever
+being in memory.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +20,11 @@ from safetensors import SafetensorError, safe_open
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.models.configs import CONFIGS
+from kdcdiff.models.shipped import UNETS, find_pipeline
 
 LDM = "model.diffusion_model."  # what the original code's U-Net parameters start with
 HUB_TEXTS = ("*.json", "*.txt", "LICENSE*")  # a pattern's star crosses folders
-HUB_WEIGHTS = (
-    "*/*.safetensors",
-    "diffusion_pytorch_model*.safetensors",
-)  # not the whole-model files at the top
-SOURCES = "a pipeline or U-Net folder, a .safetensors file, or a hub id like owner/name"
+HUB_WEIGHTS = ("*/*.safetensors", "diffusion_pytorch_model*.safetensors")  # not the whole-model files at the top
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Checkpoint:
     pipeline: Path | None  # the pipeline folder that it came from
 
     def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """For each item ``(new name, parameter)`` the tensor, in memory of its own and its dtype as found."""
+        """Yield the tensor of each item ``(new name, parameter)``, in memory of its own and its dtype as found."""
         with ExitStack() as stack:
             files = {file: stack.enter_context(_open(file)) for file in {self.places[p][0] for p in names.values()}}
             for new, parameter in names.items():
@@ -47,7 +45,7 @@ class Checkpoint:
                 yield new, files[file].get_tensor(name).clone()
 
     def shapes(self) -> dict[str, _Shape]:
-        """Each parameter's shape, from the files' headers."""
+        """Read each parameter's shape from the files' headers."""
         shapes: dict[str, _Shape] = {}
         for file in {file for file, _ in self.places.values()}:
             with _open(file) as f:
@@ -63,49 +61,35 @@ class _Shape:
 
 
 def open_unet(source: str | Path, pipeline: str | Path | None = None) -> Checkpoint:
-    """The U-Net at `source`. `pipeline` is a folder to take the configuration from, where `source` is a file.
+    """Open the U-Net at `source`. `pipeline` is one to take the configuration from, where `source` is a file.
 
     UserError: no such path or hub id, another kind of model, or weights that would have to be unpickled.
     """
-    path = Path(source)
+    path = find_pipeline(source, unet=True) or _from_hub(str(source))
     if path.is_file():
-        return _single_file(path, Path(pipeline) if pipeline else None)
-    if not path.is_dir():
-        path = _from_hub(str(source))
-    adapters = [
-        f.name for f in (path / "adapter_config.json", path / "pytorch_lora_weights.safetensors") if f.is_file()
-    ]
-    check(
-        not adapters,
-        "teacher",
-        str(source),
-        "a LoRA folder; fuse it into its U-Net, save that, and shrink it",
-    )
+        return _single_file(path, (find_pipeline(pipeline) or _from_hub(str(pipeline))) if pipeline else None)
+    adapters = [f for f in ("adapter_config.json", "pytorch_lora_weights.safetensors") if (path / f).is_file()]
+    check(not adapters, "teacher", str(source), "a LoRA folder; fuse it into its U-Net, save that, and shrink it")
     whole = (path / "model_index.json").is_file()
     folder = path / "unet" if whole else path
-    check(
-        (folder / "config.json").is_file(),
-        "teacher",
-        str(source),
-        f"has no U-Net configuration; must be {SOURCES}",
-    )
+    held = (folder / "config.json").is_file()
+    check(held, "teacher", str(source), f"has no U-Net configuration; must be {UNETS}")
     return Checkpoint(str(source), read_json(folder / "config.json"), _places(folder), path if whole else None)
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
-    """The configuration of the U-Net at `source`, without its weights."""
-    path = Path(source)
+    """Read the configuration of the U-Net at `source`, without its weights."""
+    path = find_pipeline(source, unet=True) or _from_hub(str(source), HUB_TEXTS)
     if path.is_file():
         return _single_file(path, None).config
-    folder = path if path.is_dir() else _from_hub(str(source), HUB_TEXTS)
-    for file in (folder / "unet" / "config.json", folder / "config.json"):
+    for file in (path / "unet" / "config.json", path / "config.json"):
         if file.is_file():
             return read_json(file)
-    raise UserError(f"path={str(source)!r}: has no U-Net configuration; must be {SOURCES}")
+    raise UserError(f"path={str(source)!r}: has no U-Net configuration; must be {UNETS}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError where the file is missing or holds something else."""
+    """Read a JSON object; UserError where the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -122,18 +106,12 @@ def _open(file: Path) -> Any:
 
 
 def _places(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Where each tensor of a diffusers folder lies: in shards, in one file, or in one of another
-    precision."""
+    """Find where each tensor of a diffusers folder lies: in shards, in one file, or in one of another precision."""
     indices = sorted(folder.glob("diffusion_pytorch_model.safetensors.index*.json"))
     if indices:
         names = read_json(indices[0]).get("weight_map", {})
         for shard in sorted(set(names.values())):
-            check(
-                (folder / shard).is_file(),
-                "file",
-                str(folder / shard),
-                f"missing; {indices[0].name} names it",
-            )
+            check((folder / shard).is_file(), "file", str(folder / shard), f"missing; {indices[0].name} names it")
         return {name: (folder / shard, name) for name, shard in names.items()}
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda f: len(f.name))
     pickled = sorted(f.name for f in folder.glob("*.bin")) + sorted(f.name for f in folder.glob("*.ckpt"))
@@ -144,29 +122,19 @@ def _places(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _single_file(path: Path, pipeline: Path | None) -> Checkpoint:
-    check(
-        path.suffix == ".safetensors",
-        "teacher",
-        str(path),
-        "would have to be unpickled; convert it to safetensors",
-    )
+    safe = path.suffix == ".safetensors"
+    check(safe, "teacher", str(path), "would have to be unpickled; convert it to safetensors")
     with _open(path) as f:
         names = list(f.keys())
         original = any(name.startswith(LDM) for name in names)
         lora = any("lora" in name.lower() for name in names)
         check(not lora, "teacher", str(path), "a LoRA file; fuse it into its U-Net, save that, and shrink it")
-        stem, text = (
-            LDM + "input_blocks.0.0.weight",
-            LDM + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
-        )
-        if not original:
-            stem, text = "conv_in.weight", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-        check(
-            stem in names and text in names,
-            "teacher",
-            str(path),
-            "holds no U-Net of Stable Diffusion 1.x or 2.x",
-        )
+        stem, block = "conv_in", "down_blocks.0.attentions.0"
+        if original:
+            stem, block = LDM + "input_blocks.0.0", LDM + "input_blocks.1.1"
+        stem, text = f"{stem}.weight", f"{block}.transformer_blocks.0.attn2.to_k.weight"
+        known = stem in names and text in names
+        check(known, "teacher", str(path), "holds no U-Net of Stable Diffusion 1.x or 2.x")
         channels, width = f.get_slice(stem).get_shape()[1], f.get_slice(text).get_shape()[1]
     if pipeline is not None:
         config = read_config(pipeline)
@@ -175,19 +143,12 @@ def _single_file(path: Path, pipeline: Path | None) -> Checkpoint:
         allowed = "768 (1.x) or 1024 (2.x); name a pipeline folder that has its configuration"
         check(family is not None, "teacher", str(path), f"its prompts are {width} wide, not {allowed}")
         config = {"_class_name": "UNet2DConditionModel"} | CONFIGS[str(family)] | {"in_channels": channels}
-    if not original:
-        return Checkpoint(str(path), config, {name: (path, name) for name in names}, pipeline)
-    return Checkpoint(
-        str(path),
-        config,
-        {new: (path, old) for new, old in _diffusers_names(names, config).items()},
-        pipeline,
-    )
+    renamed = _diffusers_names(names, config) if original else {name: name for name in names}
+    return Checkpoint(str(path), config, {new: (path, old) for new, old in renamed.items()}, pipeline)
 
 
 def _diffusers_names(names: list[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """diffusers' parameter name -> the original code's; diffusers' own converter, run on the names
-    themselves."""
+    """Map diffusers' parameter names to the original code's: diffusers' own converter, run on the names themselves."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     layers = {"layers_per_block": 2} | dict(config)
@@ -197,16 +158,8 @@ def _diffusers_names(names: list[str], config: Mapping[str, Any]) -> dict[str, s
 def _from_hub(name: str, patterns: tuple[str, ...] = HUB_TEXTS + HUB_WEIGHTS) -> Path:
     from huggingface_hub import snapshot_download
 
-    parts = name.split("/")
-    check(
-        len(parts) == 2 and all(parts) and not name.startswith("."),
-        "path",
-        name,
-        f"not found; must be {SOURCES}",
-    )
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's many ways to fail: no network, no such model, gated
-        raise UserError(
-            f"path={name!r}: no such folder, and not to be had from the hub ({type(error).__name__})"
-        ) from None
+        why = f"no such folder, and not to be had from the hub ({type(error).__name__})"
+        raise UserError(f"path={name!r}: {why}") from None

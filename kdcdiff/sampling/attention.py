@@ -1,12 +1,12 @@
 """Where a word looks: cross-attention maps (KDC-Diff, Figure 5), and how well they cover the subject.
 
     seen = attention.generate(pipeline, ["a photo of a red rose"], ["rose"], seed=0)
-    seen.images, seen.maps()                         # (1, 3, 64, 64) uint8, (1, 1, 64, 64)
+    seen.images, seen.maps                           # (1, 3, H, W) uint8, (1, 1, H, W)
     maps = attention.of_images(pipeline, flora.images, flora.captions, subjects, seed=0)
     attention.coverage(maps[:, 0], flora.masks)      # (N,): 0.5 is chance, 1 a perfect outline
 
-Each cross-attention layer keeps its own processor, whose output goes on unchanged; the softmax is worked out
-a second time beside it, for the recorder. So images are bit-identical with and without recording.
+Each cross-attention layer keeps its own processor, whose output goes on unchanged; the softmax is worked out a second
+time beside it, for the recorder. So images are bit-identical with and without recording.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from transformers import CLIPTokenizer
 
 from kdcdiff.data.latents import encode
 from kdcdiff.errors import UserError, check
-from kdcdiff.sampling import generate as sampling
+from kdcdiff.sampling.generate import Sampling, image_generator, stream
 
 Words = Sequence[str | Sequence[str]]  # for each prompt a word, or several; as many for each
+LEVELS = (0.3, 0.5, 0.7)  # of noise on given images: shares of the training timesteps
 
 
 def token_places(tokenizer: CLIPTokenizer, prompt: str, word: str) -> list[int]:
-    """The positions, in the padded prompt, of the tokens that spell `word` (which may be several words), its
-    first time.
+    """Find the tokens that spell `word` (or several words), its first time: their places in the padded prompt.
 
     UserError: it does not occur, or only where the prompt is cut.
     """
@@ -49,20 +49,11 @@ def token_places(tokenizer: CLIPTokenizer, prompt: str, word: str) -> list[int]:
 
 
 def _token_weights(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Words) -> Tensor:
-    """(N, K, L): the mean over each word's tokens, as weights."""
-    check(
-        len(words) == len(prompts),
-        "words",
-        len(words),
-        f"must be one entry for each of the {len(prompts)} prompts",
-    )
+    """Weigh each word's tokens so that their mean is taken: (N, K, L)."""
+    check(len(words) == len(prompts), "words", len(words), f"must be one entry for each of the {len(prompts)} prompts")
     listed = [[own] if isinstance(own, str) else list(own) for own in words]
-    check(
-        len({len(own) for own in listed}) == 1 and bool(listed[0]),
-        "words",
-        words,
-        "must be as many for each prompt, at least one",
-    )
+    even = len({len(own) for own in listed}) == 1 and bool(listed[0])
+    check(even, "words", words, "must be as many for each prompt, at least one")
     weights = torch.zeros(len(prompts), len(listed[0]), tokenizer.model_max_length)
     for i, (prompt, own) in enumerate(zip(prompts, listed, strict=True)):
         for k, word in enumerate(own):
@@ -72,58 +63,29 @@ def _token_weights(tokenizer: CLIPTokenizer, prompts: Sequence[str], words: Word
 
 
 class Recorder:
-    """Sums of the attention that N images' words get, by layer name: (N, K, h, w) at each layer's own
-    resolution.
+    """Sums of the attention that N images' words get, by layer name: (N, K, h, w) at each layer's own resolution.
 
-    Of a guided batch (2N) the conditioned half is read. `heads` picks heads; `calls` the U-Net calls (first,
-    last + 1).
+    `weights` (N, K, L) are each word's tokens, `aspect` is an image's height over its width. Of a guided batch (2N) the
+    conditioned half is read.
     """
 
-    def __init__(
-        self,
-        weights: Tensor,
-        aspect: float = 1.0,
-        heads: Sequence[int] | None = None,
-        calls: tuple[int, int] | None = None,
-    ) -> None:
-        self.weights, self.aspect, self.heads, self.calls = weights, aspect, heads, calls
+    def __init__(self, weights: Tensor, aspect: float = 1.0) -> None:
+        self.weights, self.aspect = weights, aspect
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.call = -1
 
     def add(self, layer: str, probabilities: Tensor) -> None:
-        """`probabilities` (N, heads, Q, L) of one layer in one call."""
-        if self.heads is not None:
-            for head in self.heads:
-                check(
-                    0 <= head < probabilities.shape[1],
-                    "heads",
-                    head,
-                    f"must be below {probabilities.shape[1]}, the heads of {layer}",
-                )
-            probabilities = probabilities[:, list(self.heads)]
+        """Add the `probabilities` (N, heads, Q, L) of one layer in one call."""
         weights = self.weights.to(probabilities.device)
         words = torch.einsum("nql,nkl->nkq", probabilities.mean(1).float(), weights)
-        height = round((words.shape[2] * self.aspect) ** 0.5)
-        words = words.unflatten(2, (height, -1))
+        words = words.unflatten(2, (round((words.shape[2] * self.aspect) ** 0.5), -1))
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(words)) + words
         self.counts[layer] = self.counts.get(layer, 0) + 1
 
-    def maps(self, size: tuple[int, int], layers: Sequence[str] | None = None) -> Tensor:
-        """(N, K, H, W): the mean over calls and over the layers whose name starts with one of `layers`,
-        bilinearly resized.
-        """
-        names = [name for name in self.sums if layers is None or any(name.startswith(start) for start in layers)]
-        check(
-            bool(names),
-            "layers",
-            layers,
-            f"must be beginnings of {', '.join(sorted(self.sums)) or 'layers that were called'}",
-        )
-        resized = [
-            F.interpolate(self.sums[name] / self.counts[name], size, mode="bilinear", align_corners=False)
-            for name in names
-        ]
+    def maps(self, size: tuple[int, int]) -> Tensor:
+        """Average over calls and layers, each layer bilinearly resized: (N, K, H, W) on the CPU."""
+        means = (self.sums[name] / self.counts[name] for name in self.sums)
+        resized = [F.interpolate(mean, size, mode="bilinear", align_corners=False) for mean in means]
         return torch.stack(resized).mean(0).cpu()
 
 
@@ -137,91 +99,62 @@ class _Beside:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        first, last = self.recorder.calls or (0, self.recorder.call + 1)
-        if encoder_hidden_states is not None and first <= self.recorder.call < last:
-            n = len(self.recorder.weights)
-            query, key = attn.to_q(hidden_states[-n:]), attn.to_k(encoder_hidden_states[-n:])
-            scores = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
-            self.recorder.add(self.layer, scores.unflatten(0, (n, attn.heads)))
+        n = len(self.recorder.weights)
+        query, key = attn.to_q(hidden_states[-n:]), attn.to_k(encoder_hidden_states[-n:])
+        scores = attn.get_attention_scores(attn.head_to_batch_dim(query), attn.head_to_batch_dim(key))
+        self.recorder.add(self.layer, scores.unflatten(0, (n, attn.heads)))
         return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
 
 
 @contextmanager
 def recording(unet: UNet2DConditionModel, recorder: Recorder) -> Iterator[Recorder]:
-    """While it lasts, `recorder` sees every cross-attention of `unet`; its processors are put back after."""
+    """Let `recorder` see every cross-attention of `unet` while it lasts; the layers' processors are put back after."""
     own = dict(unet.attn_processors)
-
-    def count(*_: Any) -> None:
-        recorder.call += 1
-
-    handle = unet.register_forward_pre_hook(count)
-    cross = {name for name in own if name.removesuffix(".processor").endswith("attn2")}
-    unet.set_attn_processor(
-        {name: _Beside(p, name.removesuffix(".processor"), recorder) if name in cross else p for name, p in own.items()}
-    )
+    beside = dict(own)
+    for name in own:
+        if (layer := name.removesuffix(".processor")).endswith("attn2"):
+            beside[name] = _Beside(own[name], layer, recorder)
+    unet.set_attn_processor(beside)
     try:
         yield recorder
     finally:
-        handle.remove()
         unet.set_attn_processor(own)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Generated images (N, 3, H, W) uint8 and what was recorded on the way."""
+    """Generated images (N, 3, H, W) uint8 and the maps of their words (N, K, H, W)."""
 
     images: Tensor
-    recorders: tuple[Recorder, ...]
-
-    def maps(self, layers: Sequence[str] | None = None) -> Tensor:
-        """(N, K, H, W) at image size; see `Recorder.maps`."""
-        height, width = self.images.shape[-2:]
-        return torch.cat([recorder.maps((height, width), layers) for recorder in self.recorders])
+    maps: Tensor
 
 
-@torch.inference_mode()
 def generate(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
     words: Words,
     *,
-    seed: int,
-    steps: int = 25,
-    guidance: float = 5.0,
-    batch_size: int = 50,
-    scheduler: str | None = None,
-    negative_prompt: str | None = None,
-    heads: Sequence[int] | None = None,
-    calls: tuple[int, int] | None = None,
     progress: bool = True,
+    **settings: Any,  # the fields of `Sampling`
 ) -> Seen:
-    """`sampling.generate`, the very same images, with the attention of each prompt's words recorded."""
+    """Draw the very images of `sampling.generate`, with the attention of each prompt's words recorded."""
+    sampling = Sampling(**settings)
+    sampling.check(pipeline, prompts)
     weights = _token_weights(pipeline.tokenizer, prompts, words)
     size = pipeline.unet.config.sample_size
     aspect = 1.0 if isinstance(size, int) else size[0] / size[1]
-    sampling.check_settings(prompts, seed, steps, guidance, batch_size, pipeline.scheduler.config.num_train_timesteps)
-    recorders, images = [], []
-    for rows in sampling.split(len(prompts), batch_size):
-        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect, heads, calls)) as recorder:
-            for _, made, _ in sampling.stream(
-                pipeline,
-                prompts,
-                [rows],
-                seed=seed,
-                steps=steps,
-                guidance=guidance,
-                scheduler=scheduler,
-                negative_prompt=negative_prompt,
-                progress=progress,
-            ):
-                images.append(made)
-        recorders.append(recorder)
-    return Seen(torch.cat(images), tuple(recorders))
+    images, maps = [], []
+    for rows in sampling.batches(len(prompts)):
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect)) as recorder:
+            ((_, own, _),) = stream(pipeline, prompts, sampling, [rows], progress)
+        images.append(own)
+        maps.append(recorder.maps((own.shape[-2], own.shape[-1])))
+    return Seen(torch.cat(images), torch.cat(maps))
 
 
 @torch.inference_mode()
@@ -232,39 +165,29 @@ def of_images(
     words: Words,
     *,
     seed: int,
-    levels: Sequence[float] = (0.3, 0.5, 0.7),
-    layers: Sequence[str] | None = None,
-    heads: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """The words' maps (N, K, H, W) while the U-Net denoises given images (N, 3, H, W) uint8 under their
-    captions.
+    """Record the words' maps (N, K, H, W) while the U-Net denoises images (N, 3, H, W) uint8 under their captions.
 
-    Each image is noised to each of `levels` (a share of the training timesteps) with noise of its own; one
-    call each. This is how a map meets a true mask: generated images have none.
+    Each image is noised to each of `LEVELS` with noise of its own; one call each. This is how a map meets a true mask:
+    generated images have none.
     """
-    check(
-        len(images) == len(prompts) > 0,
-        "prompts",
-        len(prompts),
-        f"must be one for each of the {len(images)} images",
-    )
-    for level in levels:
-        check(0 <= level < 1, "levels", level, "must be at least 0 and below 1")
+    count = len(images)
+    check(count == len(prompts) > 0, "prompts", len(prompts), f"must be one for each of the {count} images")
     weights = _token_weights(pipeline.tokenizer, prompts, words)
     scheduler, device, height, width = pipeline.scheduler, pipeline._execution_device, *images.shape[-2:]
     found = []
-    for start in range(0, len(images), batch_size):
-        rows = range(start, min(start + batch_size, len(images)))
+    for start in range(0, count, batch_size):
+        rows = range(start, min(start + batch_size, count))
         clean = encode(pipeline.vae, images[rows.start : rows.stop])[0].to(device)
         embedded = pipeline.encode_prompt([prompts[i] for i in rows], device, 1, do_classifier_free_guidance=False)[0]
-        generators = [sampling.image_generator(seed, i) for i in rows]
-        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], height / width, heads)) as recorder:
-            for level in levels:
+        generators = [image_generator(seed, i) for i in rows]
+        with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], height / width)) as recorder:
+            for level in LEVELS:
                 noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]).to(clean)
                 t = torch.full((len(clean),), int(level * scheduler.config.num_train_timesteps), device=device)
                 pipeline.unet(scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=embedded)
-        found.append(recorder.maps((height, width), layers))
+        found.append(recorder.maps((height, width)))
     return torch.cat(found)
 
 
@@ -272,18 +195,13 @@ def of_images(
 
 
 def coverage(maps: Tensor, masks: Tensor) -> Tensor:
-    """How well maps (N, H, W) cover subjects, masks (N, H, W) bool or uint8 (255: subject): (N,) in [0, 1].
+    """Measure how well maps (N, H, W) cover subjects, masks (N, H, W) bool or uint8 (255: subject): (N,) in [0, 1].
 
-    The area under the ROC curve: the chance that a pixel of the subject has more of the word's attention than
-    one of the background. 0.5 is no relation; free of scale and of threshold. UserError: a mask that is empty
-    or full.
+    The area under the ROC curve: the chance that a pixel of the subject has more of the word's attention than one of
+    the background. 0.5 is no relation; free of scale and of threshold. UserError: a mask that is empty or full.
     """
-    check(
-        maps.shape == masks.shape and maps.dim() == 3,
-        "masks",
-        tuple(masks.shape),
-        f"must have the maps' shape (N, H, W), {tuple(maps.shape)}",
-    )
+    alike = maps.shape == masks.shape and maps.dim() == 3
+    check(alike, "masks", tuple(masks.shape), f"must have the maps' shape (N, H, W), {tuple(maps.shape)}")
     subject = (masks if masks.dtype == torch.bool else masks > 127).flatten(1).numpy()
     inside = subject.sum(1)
     outside = subject.shape[1] - inside
@@ -293,27 +211,14 @@ def coverage(maps: Tensor, masks: Tensor) -> Tensor:
     return torch.from_numpy(((ranks * subject).sum(1) - inside * (inside + 1) / 2) / (inside * outside))
 
 
-def overlap(maps: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union, (N,), of the mask and as many of the map's brightest pixels as the mask
-    has.
-    """
-    subject = masks if masks.dtype == torch.bool else masks > 127
-    scores = []
-    for own, mask in zip(maps.flatten(1), subject.flatten(1), strict=True):
-        brightest = torch.zeros_like(mask)
-        brightest[own.argsort(descending=True, stable=True)[: int(mask.sum())]] = True
-        scores.append((brightest & mask).sum() / (brightest | mask).sum().clamp(min=1))
-    return torch.stack(scores)
-
-
 def grayscale(maps: Tensor) -> Tensor:
-    """Each map (..., H, W) stretched to its own range: uint8, black the least and white the most attended."""
+    """Stretch each map (..., H, W) to its own range: uint8, black the least and white the most attended."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return ((maps - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
 
 
 def overlay(images: Tensor, maps: Tensor, strength: float = 0.6, colours: str = "inferno") -> Tensor:
-    """Images (N, 3, H, W) uint8 under their maps (N, H, W) in matplotlib's `colours`: (N, 3, H, W) uint8."""
+    """Lay maps (N, H, W), in matplotlib's `colours`, over images (N, 3, H, W) uint8: (N, 3, H, W) uint8."""
     check(0 <= strength <= 1, "strength", strength, "must be between 0 and 1")
     check(colours in matplotlib.colormaps, "colours", colours, "must be a matplotlib colour map")
     heat = matplotlib.colormaps[colours](grayscale(maps).numpy())[..., :3]  # (N, H, W, 3) in [0, 1]

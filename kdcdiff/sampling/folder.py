@@ -1,4 +1,4 @@
-"""Generated pictures in a folder: PNG files and their table, resumable."""
+"""Generated pictures in files: a resumable folder of PNG with its table, and sheets."""
 
 from __future__ import annotations
 
@@ -6,51 +6,81 @@ import csv
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
+from kdcdiff.data.image_folder import METADATA, read_metadata
+from kdcdiff.data.image_set import check_images
 from kdcdiff.errors import UserError, check
-from kdcdiff.sampling.generate import _warn, black, check_settings, make_scheduler, split, stream
+from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, stream, warn_of
 
-# --- folders ------------------------------------------------------------------------------------------------
-
-METADATA = "metadata.csv"
-COLUMNS = (
-    "file_name",
-    "text",
-    "seed",
-    "index",
-    "class",
-    "scheduler",
-    "fault",
-)  # the first two: datasets' imagefolder
+COLUMNS = ("file_name", "text", "seed", "index", "class", "scheduler", "fault")  # two first: datasets' imagefolder
 SETTINGS = "generation.json"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a folder of generated images holds; `made` of its `images` were made by this call, in
-    `seconds`.
+def generate_to_folder(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    folder: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    progress: bool = True,
+    **settings: Any,  # the fields of `Sampling`
+) -> int:
+    """Draw one image for each prompt into `folder`; return how many this call drew.
+
+    The layout is the `datasets` library's imagefolder (file_name, text, and further columns); with `classes` each
+    image lies in its class's folder. Called again, it goes on after the last whole batch and ends in the same files.
+    UserError: the folder holds images of other settings, another pipeline or other prompts.
     """
+    sampling = Sampling(**settings)
+    sampling.check(pipeline, prompts)
+    scheduler = type(make_scheduler(pipeline, sampling.scheduler)).__name__
+    classes = [""] * len(prompts) if classes is None else classes
+    check(len(classes) == len(prompts), "classes", len(classes), f"must be one for each of the {len(prompts)} images")
+    folder = Path(folder)
+    asked = hashlib.sha256(json.dumps([list(prompts), list(classes)]).encode()).hexdigest()[:16]
+    own = {"scheduler": scheduler, "images": len(prompts), "pipeline": fingerprint(pipeline), "prompts": asked}
+    _claim(folder, asdict(sampling) | own)
 
-    folder: Path
-    images: int
-    made: int
-    seconds: float
-    not_finite: tuple[str, ...]
-    black: tuple[str, ...]
+    names = [(f"{name}/" if name else "") + f"{i:06d}.png" for i, name in enumerate(classes)]
+    done = {row["file_name"]: row for row in read_metadata(folder)}
+    todo = [numbers for numbers in sampling.batches(len(prompts)) if any(names[i] not in done for i in numbers)]
+    redone = {names[i] for numbers in todo for i in numbers}
+    _rewrite(folder, [row for row in done.values() if row["file_name"] in set(names) - redone])
+    for numbers, images, faults in stream(pipeline, prompts, sampling, todo, progress):
+        cells = [
+            (names[i], prompts[i], sampling.seed, i, classes[i], scheduler, fault)
+            for i, fault in zip(numbers, faults, strict=True)
+        ]
+        write(images, folder, [dict(zip(COLUMNS, row, strict=True)) for row in cells])
+    table = sorted(read_metadata(folder), key=lambda row: int(row["index"]))
+    _rewrite(folder, table)  # batches made late go to their place
+    warn_of([row["fault"] for row in table], [row["file_name"] for row in table])
+    return len(redone)
 
 
-def _file_name(index: int, name: str) -> str:
-    return f"{name}/{index:06d}.png" if name else f"{index:06d}.png"
+def write(images: Tensor, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append images (N, 3, H, W) uint8 to `folder` as PNG, with a row of `COLUMNS` each in ``metadata.csv``."""
+    count = len(check_images(images))
+    check(len(rows) == count, "rows", len(rows), f"must be one for each of the {count} images")
+    for image, row in zip(images, rows, strict=True):
+        _save_png(image, folder / row["file_name"])
+    path = folder / METADATA
+    with path.open("a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            table.writeheader()
+        table.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _save_png(image: Tensor, path: Path) -> None:
@@ -60,73 +90,17 @@ def _save_png(image: Tensor, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _append(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path = folder / METADATA
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, COLUMNS)
-        if stream.tell() == 0:
-            table.writeheader()
+def _rewrite(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    temporary = folder / f".{METADATA}.{os.getpid()}"
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
         table.writerows(rows)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _check_lengths(count: int, **columns: Sequence[Any]) -> None:
-    for name, column in columns.items():
-        check(len(column) == count, name, len(column), f"must be one for each of the {count} images")
-
-
-def write(
-    images: Tensor,
-    folder: str | Path,
-    *,
-    prompts: Sequence[str],
-    seeds: int | Sequence[int],
-    classes: Sequence[str] | None = None,
-    scheduler: str = "",
-    start: int = 0,
-    faults: Sequence[str] | None = None,
-) -> None:
-    """Append images (N, 3, H, W) uint8 to a folder as PNG, with a row each in ``metadata.csv``.
-
-    The layout is the `datasets` library's imagefolder (file_name, text, and further columns); with `classes`
-    each image lies in its class's folder. `start` numbers the first one. UserError: columns and images of
-    different lengths.
-    """
-    count = len(images)
-    check(
-        images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] == 3,
-        "images",
-        tuple(images.shape),
-        "must be (N, 3, H, W) uint8",
-    )
-    seeds = [seeds] * count if isinstance(seeds, int) else seeds
-    classes = [""] * count if classes is None else classes
-    faults = ["black" if i in set(black(images)) else "" for i in range(count)] if faults is None else faults
-    _check_lengths(count, prompts=prompts, seeds=seeds, classes=classes, faults=faults)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i in range(count):
-        name = _file_name(start + i, classes[i])
-        _save_png(images[i], folder / name)
-        values = (name, prompts[i], seeds[i], start + i, classes[i], scheduler, faults[i])
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    _append(folder, rows)
-
-
-def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of a folder's ``metadata.csv`` whose images are there; a torn last line is left out."""
-    path = Path(folder) / METADATA
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return [row for row in rows if None not in row.values() and (path.parent / row["file_name"]).is_file()]
+    os.replace(temporary, folder / METADATA)
 
 
 def fingerprint(pipeline: StableDiffusionPipeline) -> str:
-    """A cheap name for a pipeline's weights: its parameters' names, shapes and first numbers, hashed."""
+    """Name a pipeline's weights cheaply: its parameters' names, shapes and first numbers, hashed."""
     digest = hashlib.sha256()
     for part in ("unet", "vae", "text_encoder"):
         for name, value in getattr(pipeline, part).state_dict().items():
@@ -135,82 +109,8 @@ def fingerprint(pipeline: StableDiffusionPipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-def generate_to_folder(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
-    folder: str | Path,
-    *,
-    seed: int,
-    classes: Sequence[str] | None = None,
-    steps: int = 25,
-    guidance: float = 5.0,
-    batch_size: int = 50,
-    scheduler: str | None = None,
-    negative_prompt: str | None = None,
-    progress: bool = True,
-) -> Report:
-    """`generate` into a folder; called again, it goes on after the last whole batch and ends in the same
-    files.
-
-    UserError: the folder holds images of other settings, another pipeline or other prompts.
-    """
-    check_settings(prompts, seed, steps, guidance, batch_size, pipeline.scheduler.config.num_train_timesteps)
-    name = type(make_scheduler(pipeline, scheduler)).__name__
-    classes = [""] * len(prompts) if classes is None else classes
-    _check_lengths(len(prompts), classes=classes)
-    folder = Path(folder)
-    settings = {
-        "seed": seed,
-        "steps": steps,
-        "guidance": guidance,
-        "batch_size": batch_size,
-        "scheduler": name,
-        "negative_prompt": negative_prompt,
-        "images": len(prompts),
-        "pipeline": fingerprint(pipeline),
-        "prompts": hashlib.sha256(json.dumps([list(prompts), list(classes)]).encode()).hexdigest()[:16],
-    }
-    _claim(folder, settings)
-    done = {row["file_name"]: row for row in read_metadata(folder)}
-    names = [_file_name(i, c) for i, c in enumerate(classes)]
-    todo = [numbers for numbers in split(len(prompts), batch_size) if any(names[i] not in done for i in numbers)]
-    redone = {names[i] for numbers in todo for i in numbers}
-    _rewrite(folder, [row for row in done.values() if row["file_name"] in set(names) - redone])
-    start = time.perf_counter()
-    for numbers, images, finite in stream(
-        pipeline,
-        prompts,
-        todo,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        scheduler=scheduler,
-        negative_prompt=negative_prompt,
-        progress=progress,
-    ):
-        dark = set(black(images))
-        faults = ["not finite" if not ok else "black" if i in dark else "" for i, ok in enumerate(finite.tolist())]
-        write(
-            images,
-            folder,
-            prompts=[prompts[i] for i in numbers],
-            seeds=seed,
-            classes=[classes[i] for i in numbers],
-            scheduler=name,
-            start=numbers.start,
-            faults=faults,
-        )
-    seconds = time.perf_counter() - start
-    rows = sorted(read_metadata(folder), key=lambda row: int(row["index"]))
-    _rewrite(folder, rows)  # batches made late go to their place
-    named = {
-        fault: tuple(row["file_name"] for row in rows if row["fault"] == fault) for fault in ("not finite", "black")
-    }
-    _warn(len(rows), named["not finite"], named["black"])
-    return Report(folder, len(rows), len(redone), seconds, named["not finite"], named["black"])
-
-
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` into a new folder; UserError where it holds images of others."""
     path = folder / SETTINGS
     if path.is_file():
         try:
@@ -218,22 +118,16 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise UserError(f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder") from error
         differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v)
-        check(
-            not differ,
-            "folder",
-            str(folder),
-            f"holds images of other settings ({differ}); choose another folder",
-        )
+        allowed = f"holds images of other settings ({differ}); choose another folder"
+        check(not differ, "folder", str(folder), allowed)
         return
     check(not (folder / METADATA).exists(), "folder", str(folder), "holds other images; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
-def _rewrite(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    temporary = folder / f".{METADATA}.{os.getpid()}"
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, folder / METADATA)
+def save_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str], file: Path, columns: int = 4) -> None:
+    """Draw one image for each prompt, always from the same noise, and save them side by side."""
+    images = generate(pipeline, prompts, seed=0, steps=20, guidance=4.0)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(make_grid(images, nrow=columns).permute(1, 2, 0).numpy()).save(file)

@@ -15,8 +15,7 @@ from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, dra
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, tokenize
 from kdcdiff.training.loop import fit
-
-KL_WEIGHT, PERCEPTUAL_WEIGHT = 1e-5, 0.5  # of the autoencoder's loss
+from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
 # --- CLIP ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ def train_classifier(
     """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
 
     Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
-    finest line: a judge of generated pictures must not mistake softness for another class.
+    finest line: what reads generated pictures must not mistake softness for another class.
     """
     torch.manual_seed(seed)
     model = Classifier(images.classes)

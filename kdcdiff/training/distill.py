@@ -2,7 +2,7 @@
 
 The teacher runs once a step, without gradients, for however many students listen; the stages that both networks have
 are tapped on the bare modules; each student has its own objective (`losses.KDCLoss`, equation (6) of KDC-Diff, or
-`losses.BKSDMLoss`), whose terms are logged one by one. The loop is `training.fit`.
+`losses.BKSDMLoss`, equation (4) of BK-SDM), whose terms are logged one by one. The loop is `loop.fit`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, dra
 from kdcdiff.errors import check
 from kdcdiff.models.feature_hooks import Taps
 from kdcdiff.training.loop import fit
-from kdcdiff.training.losses import DistillationLoss, min_snr_weight
+from kdcdiff.training.losses import BKSDMLoss, DistillationLoss, KDCLoss, min_snr_weight
 
+OBJECTIVES: dict[str, type[DistillationLoss]] = {"kdc-diff": KDCLoss, "bk-sdm": BKSDMLoss}
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LossFn = Callable[[Sequence[Tensor], DenoisingBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 class _Students(nn.ModuleList):
@@ -40,7 +42,7 @@ def distill(
     objective: DistillationLoss,
     **settings: Any,  # those of `distill_together`
 ) -> list[dict[str, float]]:
-    """Train `student` on `latents` against `teacher`; return the log: loss, each term, its gradient's norm."""
+    """Train `student` on `latents` against `teacher`; return the log: step, loss, each term, its gradient's norm."""
     return distill_together({"": (student, objective)}, teacher, latents, scheduler, **settings)
 
 
@@ -62,7 +64,7 @@ def distill_together(
     checkpoint_every: int = 200,
     norms_every: int = 200,
     describe: str = "distilling",
-    **settings: Any,  # any other of `training.fit`: seed, folder, ema, accumulate, trackers, ...
+    **settings: Any,  # any other of `loop.fit`: seed, folder, ema, accumulate, trackers, ...
 ) -> list[dict[str, float]]:
     """Train every student of `students` in place on the same batches, against one teacher forward a step.
 
@@ -79,21 +81,16 @@ def distill_together(
     def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
         return denoising_batch(latents, draw_rows(batch, len(latents), generator), scheduler, generator, dropout)
 
-    with distillation_loss(students, teacher, scheduler, snr_gamma) as price:
+    with distillation_loss(students, teacher, scheduler, snr_gamma) as loss_fn:
 
-        def loss(
-            model: nn.Module, data: DenoisingBatch, generator: torch.Generator
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            return price(model(data.noisy, data.timestep, data.prompt), data)
+        def loss(model: nn.Module, data: DenoisingBatch, _: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            return loss_fn(model(data.noisy, data.timestep, data.prompt), data)
 
         return fit(
             _Students(unet for unet, _ in students.values()), loss, batch_of, steps=steps, lr=lr,
             warmup=min(warmup, steps), schedule=schedule, precision=precision, checkpoint_every=checkpoint_every,
             norms_every=norms_every, describe=describe, **settings,
         )  # fmt: skip
-
-
-LossFn = Callable[[Sequence[Tensor], DenoisingBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 @contextlib.contextmanager
@@ -103,7 +100,7 @@ def distillation_loss(
     scheduler: DDIMScheduler,
     snr_gamma: float = 0.0,
 ) -> Iterator[LossFn]:
-    """(each student's predictions for a batch, the batch) -> the sum of their objectives, and each term.
+    """Give a function of each student's prediction (N, C, h, w) and the batch: the sum of objectives, and each term.
 
     One forward of `teacher` serves all students; their features are tapped while the context is open.
     """
@@ -111,7 +108,7 @@ def distillation_loss(
     with contextlib.ExitStack() as hooks:
         taps = [hooks.enter_context(Taps(unet, teacher)) for unet, _ in students.values()]
 
-        def price(predictions: Sequence[Tensor], data: DenoisingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_fn(predictions: Sequence[Tensor], data: DenoisingBatch) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
                 wanted = teacher(data.noisy.to(teacher.dtype), data.timestep, data.prompt.to(teacher.dtype)).sample
             weight = None
@@ -130,4 +127,4 @@ def distillation_loss(
                 terms |= {f"{name}.{term}" if name else term: value for term, value in own.items()}
             return torch.stack(totals).sum(), terms
 
-        yield price
+        yield loss_fn

@@ -6,7 +6,7 @@ Six trainings with the loop of `kdcdiff.training`, each resumable:
 2. perceptual  a classifier of the base classes; its feature maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder on the base classes, under flips and exposure
 4. unet        the denoiser on the cached latents of the base classes
-5. classifier  the in-domain judge, on real images of all classes
+5. classifier  the independent classifier, on real images of all classes
 6. clip        the in-domain measure of prompt alignment, a second CLIP on all classes
 
 No weight of the pipeline has seen a novel class. Everything is written in fp16 with a log, provenance and checksums.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +30,9 @@ from kdcdiff.data.latents import encode_set
 from kdcdiff.data.sources import load_flora
 from kdcdiff.models.classifier import Classifier, save_classifier
 from kdcdiff.models.pipeline import assemble, new_autoencoder, new_unet, text_encoder_of, train_tokenizer
-from kdcdiff.provenance import provenance
-from kdcdiff.store import sha256_file
-from kdcdiff.training.components import (
-    KL_WEIGHT,
-    PERCEPTUAL_WEIGHT,
-    train_autoencoder,
-    train_classifier,
-    train_clip,
-    train_unet,
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the pretraining."""
-
-    seed: int = 0
-    images_per_class: int = 1500  # drawn for each base class
-    extractor_images_per_class: int = 600  # drawn for each of all classes
-    clip_steps: int = 600
-    clip_batch: int = 128
-    perceptual_net_steps: int = 400
-    autoencoder_steps: int = 9000
-    autoencoder_batch: int = 16
-    autoencoder_lr: float = 2e-3
-    kl_weight: float = KL_WEIGHT
-    perceptual_weight: float = PERCEPTUAL_WEIGHT
-    unet_steps: int = 6000
-    unet_batch: int = 32
-    unet_lr: float = 1e-3
-    caption_dropout: float = 0.1
-    ema: float = 0.999
-    classifier_steps: int = 600
-    classifier_batch: int = 64
-
+from kdcdiff.provenance import provenance, sha256_file
+from kdcdiff.training.components import train_autoencoder, train_classifier, train_clip, train_unet
+from kdcdiff.training.protocols import Recipe
 
 # --- the command ---------------------------------------------------------------------------------------------
 

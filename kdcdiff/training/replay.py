@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kdcdiff.data.latents import Origin
 from kdcdiff.errors import UserError, check
-from kdcdiff.store import sha256_file
+from kdcdiff.provenance import sha256_file
 
 # --- what stays ----------------------------------------------------------------------------------------------
 # A policy gives each row of an arriving class a key, and the lowest keys stay longest: (latents, generator) -> (n,).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -10,12 +12,15 @@ import pytest
 from kdcdiff import cli
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book import render, runner
-from kdcdiff.book.notebook import Book
+from kdcdiff.book.toc import Book
 from kdcdiff.errors import UserError
 
 CHAPTERS = {
     "01-a": [
-        'chapter.record("a.share", 0.12345, interval=(0.1, 0.15), n=9);',
+        "from kdcdiff.metrics.estimate import Estimate\nfrom kdcdiff.book.tables import table",
+        'chapter.store.get("numbers", lambda folder: (folder / "n.txt").write_text("7"));',
+        'share = chapter.record("a.share", Estimate(0.12345, 0.1, 0.15, n=9));',
+        'table([{"model": "a student", "share": Estimate(0.12345, 0.1, 0.15)}])',
         "md:The share is {glue:text}`a.share:.2f`, with $x^2$ and {cite}`kdc`.",
     ],
     "02-b": ["1 + 1", "md:Elsewhere it was {glue:text}`01-a.ipynb::a.share:.3f`.\n\n```{bibliography}\n```"],
@@ -40,7 +45,7 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     first = (html / "notebooks" / "01-a.html").read_text()
     assert ">0.12<" in first and "kdc-badge" in first and "profile smoke" in first
     assert ">0.123<" in (html / "notebooks" / "02-b.html").read_text()
-    assert "kdcdiff run --force --only 01-a --profile smoke" in first, "the cost box says how to run it again"
+    assert "kdcdiff run --force --only a --profile smoke" in first, "the cost box says how to run it again"
     assert "Injected" not in first and "artifacts = " not in first.replace("&quot;", ""), "the injected cell is hidden"
     assert 'src="../_static/mathjax/tex-svg.js' in first and (html / "_static/mathjax/tex-svg.js").exists()
     for page in html.rglob("*.html"):
@@ -48,7 +53,11 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
         assert "cdn" not in text.lower() and "unpkg" not in text and str(run_book) not in text
     assert render.remote_loads(html) == []
     status = (html / "book" / "status.html").read_text()
-    assert "01-a" in status and "completed" in status and "<!-- chapters -->" not in status
+    assert '<th scope="row">a</th><td>completed</td>' in status and "<!-- chapters -->" not in status
+    assert '<th scope="row">numbers</th><td>a</td>' in status and "all stages" in status
+    assert "0.12 [0.10, 0.15]</td>" in first and "kdc-table" in first
+    for page in (first, json.dumps(notebooks.read(staged(run_book, "01-a")).cells)):
+        assert "numbers-" not in page and not re.search(r"\b(built|reused)\b", page), "what the store says is no result"
     written = (html / "index.html").stat().st_mtime_ns
     render.build(run_book)
     assert "up to date" in capsys.readouterr().out and (html / "index.html").stat().st_mtime_ns == written
@@ -67,7 +76,7 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
         notebook = notebooks.read(write)
         notebook.cells = notebook.cells[:3]
         nbformat.write(notebook, write)
-    with pytest.raises(UserError, match="01-a was never run; 02-b was never run; `kdcdiff run` first"):
+    with pytest.raises(UserError, match="a was never run; b was never run; `kdcdiff run` first"):
         render.build(root)
     runner.run(root)
     assert render.faults_of(Book(root)) == []
@@ -76,27 +85,27 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
     notebook = notebooks.read(staged(root, "01-a"))
     notebook.cells[1].execution_count = None
     nbformat.write(notebook, staged(root, "01-a"))
-    assert render.faults_of(Book(root)) == ["01-a: cell 2 was never executed"]
+    assert render.faults_of(Book(root)) == ["a: cell 2 was never executed"]
 
     notebook = nbformat.reads(whole, as_version=4)
     notebook.cells[1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="why", traceback=[])]
     nbformat.write(notebook, staged(root, "01-a"))
-    assert render.faults_of(Book(root)) == ["01-a: cell 2 failed: E: why"]
+    assert render.faults_of(Book(root)) == ["a: cell 2 failed: E: why"]
 
     notebook = nbformat.reads(whole, as_version=4)
     del notebook.metadata["kdcdiff"]
     nbformat.write(notebook, staged(root, "01-a"))
-    assert render.faults_of(Book(root)) == ["01-a did not run to its end"]
+    assert render.faults_of(Book(root)) == ["a did not run to its end"]
 
     staged(root, "01-a").write_text(whole)
     source = notebooks.read(root / "notebooks" / "01-a.ipynb")
     source.cells[0].source = "# Another title"
     nbformat.write(source, root / "notebooks" / "01-a.ipynb")
-    assert render.faults_of(Book(root)) == ["01-a is older than its source, or its figures have been replaced"]
+    assert render.faults_of(Book(root)) == ["a is older than its source, or its figures have been replaced"]
 
-    runner.run(root, only=["01-a"], profile="smoke")
+    runner.run(root, only=["a"], profile="smoke")
     assert render.faults_of(Book(root)) == [
-        "chapters were run at different settings: 01-a at smoke flora 0, 02-b at mini flora 0"
+        "chapters were run at different settings: a at smoke flora 0, b at mini flora 0"
     ]
     assert cli.main(["build", "--root", str(root)]) == 2
     assert "cannot be published" in capsys.readouterr().err and not (root / "_build" / "html").exists()

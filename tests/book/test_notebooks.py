@@ -1,9 +1,8 @@
 """The committed notebooks: sound as files, and executed by nbval at `smoke`.
 
 They are committed with the outputs of `mini`. Cells whose output is exact on any machine and at any profile
-(counts, verdicts, closed forms) carry `# NBVAL_CHECK_OUTPUT`; KDCDIFF_PROFILE=smoke makes `chapter.open` use
-the smaller sizes, and nbval compares the marked cells. A guard makes sure that each of them was executed and
-compared.
+(counts, verdicts, closed forms) carry `# NBVAL_CHECK_OUTPUT`; KDCDIFF_PROFILE=smoke makes `open_chapter` use
+the smaller sizes, and nbval compares the marked cells. A guard makes sure that each of them was executed and compared.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import papermill
 import pytest
 
 from kdcdiff.book import notebook as notebooks
-from kdcdiff.book.notebook import Book
+from kdcdiff.book.toc import Book, slug
 
 from ..conftest import REPO, write_notebook
 
@@ -40,16 +39,14 @@ def marked(paths: list[Path]) -> set[tuple[str, int]]:
 
 
 def run_nbval(paths: list[Path], scratch: Path) -> tuple[subprocess.CompletedProcess[str], set[tuple[str, int]]]:
-    """nbval over `paths`, in order, at smoke, with a store and results of its own; and which cells it
-    compared.
-    """
+    """Run nbval over `paths`, in order, at smoke, with a store and results of its own; say which cells it compared."""
     guard = scratch / "compared.json"
     settings = {
         "KDCDIFF_PROFILE": "smoke",
         "KDCDIFF_ARTIFACTS": str(scratch / "artifacts"),
         "KDCDIFF_RESULTS": str(scratch / "results.json"),
         "NBVAL_GUARD": str(guard),
-        "PYTHONPATH": str(REPO / "tests"),
+        "PYTHONPATH": os.pathsep.join([str(REPO / "tests"), str(REPO)]),
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
     }
@@ -74,6 +71,7 @@ def run_nbval(paths: list[Path], scratch: Path) -> tuple[subprocess.CompletedPro
         *map(str, paths),
     ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    inherited = inherited
     done = subprocess.run(
         command, cwd=REPO, env=inherited | settings, capture_output=True, text=True, timeout=1200, check=False
     )
@@ -104,7 +102,7 @@ def test_a_notebook_is_sound(path):
     assert notebooks.stripped(notebook) == []
     assert notebook.metadata["kernelspec"]["name"] == "kdcdiff"
     opened = [cell.source for cell in notebooks.code_cells(notebook) if "open_chapter(" in cell.source]
-    assert len(opened) == 1 and f'"{path.stem}"' in opened[0], "it opens its chapter once, by its own name"
+    assert len(opened) == 1 and f'"{slug(path)}"' in opened[0], "it opens its chapter once, by its own name"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

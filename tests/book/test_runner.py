@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,15 +19,16 @@ import pytest
 from kdcdiff import cli
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book import runner, staging
-from kdcdiff.book.notebook import Book
 from kdcdiff.book.results import Results
+from kdcdiff.book.toc import Book, Page, slug
 from kdcdiff.errors import UserError
+from kdcdiff.experiments.profiles import Profile
 
-from ..conftest import write_notebook
+from ..conftest import REPO, write_notebook
 
 TWO = {
     "01-a": [
-        'made = chapter.store.get("numbers", lambda work: (work / "n.txt").write_text("7"))',
+        'made = chapter.store.get("numbers", lambda folder: (folder / "n.txt").write_text("7"))',
         'chapter.record("a.count", int((made / "n.txt").read_text()), unit="things");',
     ],
     "02-b": ['print(chapter.figures["a.count"].value * factor)'],
@@ -57,7 +60,7 @@ def test_a_run_executes_skips_and_runs_again_what_changed(small_book, capsys):
     assert (made["status"], made["profile"], made["parameters"]["seed"]) == ("completed", "smoke", 0)
     assert made["seconds"] > 0 and made["peak_bytes"] > 1e7 and made["executor"].startswith("papermill")
     costs = json.loads((root / "_build" / "costs.json").read_text())
-    assert [row["chapter"] for row in costs["chapters"]] == ["01-a", "02-b"]
+    assert [row["chapter"] for row in costs["chapters"]] == ["a", "b"]
     assert [row["stage"] for row in costs["stages"]] == ["numbers"] and costs["stages"][0]["seconds"] > 0
     assert "stage.numbers.seconds" in Results.load(root / "_build" / "results.json")
     injected = [cell for cell in read(root, "01-a").cells if "injected-parameters" in notebooks.tags(cell)]
@@ -66,16 +69,16 @@ def test_a_run_executes_skips_and_runs_again_what_changed(small_book, capsys):
     assert 'outputs": []' in source, "the source is never executed in place"
 
     assert runner.run(root, profile="smoke") == [], "nothing changed"
-    assert runner.run(root, profile="smoke", own={"factor": "3"}) == ["02-b"], "only it has the parameter"
+    assert runner.run(root, profile="smoke", own={"factor": "3"}) == ["b"], "only it has the parameter"
     assert "21" in printed(read(root, "02-b"))
     (root / "requirements.lock").write_text("torch==1\n")
-    assert runner.run(root, profile="smoke", only=["01-a"]) == ["01-a"], "another lock file"
+    assert runner.run(root, profile="smoke", only=["a"]) == ["a"], "another lock file"
     results = json.loads((root / "_build" / "results.json").read_text())
     results["results"]["a.count"]["value"] = 8
     (root / "_build" / "results.json").write_text(json.dumps(results))
-    assert runner.run(root, profile="smoke", own={"factor": "3"}) == ["01-a", "02-b"], "a figure was replaced"
+    assert runner.run(root, profile="smoke", own={"factor": "3"}) == ["a", "b"], "a figure was replaced"
     (root / "_build" / "results.json").unlink()
-    assert "01-a" in runner.run(root, profile="smoke", own={"factor": "3"}), "its figures are gone"
+    assert "a" in runner.run(root, profile="smoke", own={"factor": "3"}), "its figures are gone"
 
 
 def test_a_size_set_for_one_run_holds_in_every_chapter(small_book):
@@ -88,11 +91,25 @@ def test_a_size_set_for_one_run_holds_in_every_chapter(small_book):
     runner.run(root, profile="smoke", own={"distill_steps": "7", "alphas": "[0.25, 1]"})
     assert [printed(read(root, name)).split("\n")[-2] for name in ("01-a", "02-b")] == ["7 (0.25, 1.0)"] * 2
     assert runner.run(root, profile="smoke", own={"distill_steps": "7", "alphas": "[0.25, 1]"}) == []
-    assert runner.run(root, profile="smoke", own={"distill_steps": "8"}) == ["01-a", "02-b"]
-    assert runner.run(root, profile="smoke") == ["01-a", "02-b"], "and no longer than that run"
+    assert runner.run(root, profile="smoke", own={"distill_steps": "8"}) == ["a", "b"]
+    assert " -p distill_steps 8" in read(root, "01-a").cells[-1].source, "though another chapter declares it"
+    plan, sizes = runner._plan(Book(root), Book(root).chosen(["a"]), {}, {"distill_steps": "8"})
+    assert plan == [(Page(Path("notebooks/01-a.ipynb")), {})] and sizes == {"distill_steps": 8}, (
+        "and so it is run again"
+    )
+    assert runner.run(root, profile="smoke") == ["a", "b"], "and no longer than that run"
     assert "4 (" in printed(read(root, "01-a"))
     with pytest.raises(UserError, match="distill_steps=0: must be a whole number, at least 1"):
         runner.run(root, profile="smoke", own={"distill_steps": "0"})
+
+
+def test_the_cost_box_can_be_pasted_into_a_shell(tmp_path):
+    values = {"profile": "mini", "dataset": str(tmp_path), "seed": 3, "alphas": (0.25, 1.0), "word": "two words"}
+    box = staging._cost_box(Page(Path("notebooks/05-surgery.ipynb")), values, 61.0, 2**30)
+    command = next(line for line in box.splitlines() if line.startswith("    "))
+    assert shlex.split(command)[:5] == ["kdcdiff", "run", "--force", "--only", "surgery"]
+    assert shlex.split(command)[-6:] == ["-p", "alphas", "[0.25, 1.0]", "-p", "word", "two words"]
+    assert f"path/to/{tmp_path.name}" in command and str(tmp_path) not in box
 
 
 def test_values_keep_their_types(small_book):
@@ -144,12 +161,12 @@ def test_a_failure_names_notebook_cell_and_cause_and_leaves_its_copy(small_book,
             "dataset=.*must be flora, oxford-102, or the path of an existing image folder",
         ),
         (["-p", "alhpa", "1"], "alhpa='1': no chapter to be run has this parameter; they have .*steps"),
-        (["-p", "steps", "many"], "steps='many': 01-a takes int here"),
-        (["-p", "steps", "1.5"], "steps=1.5: 01-a takes int here"),
+        (["-p", "steps", "many"], "steps='many': a takes int here"),
+        (["-p", "steps", "1.5"], "steps=1.5: a takes int here"),
         (["-p", "temperature", "0"], "temperature=0.0: must be a number, at least 0.01"),
         (["-p", "seed", "1"], "-p='seed': use --seed"),
-        (["--only", "09-z"], "only='09-z': must be a chapter of _toc.yml: 01-a"),
-        (["--timeout", "0"], "timeout=0.0"),
+        (["--only", "09-z"], "only='09-z': must be a chapter of _toc.yml: a"),
+        (["--timeout", "0"], "timeout: must be a number above 0, not '0'"),
         (["--root", "/nowhere"], "root=.*must be a book's folder"),
     ],
 )
@@ -166,7 +183,7 @@ def test_what_is_wrong_is_refused_before_anything_is_made(small_book, capsys, ar
 @pytest.mark.parametrize(
     "parameters, words",
     [
-        ("unused: int = 3", "01-a: no cell reads the parameter unused"),
+        ("unused: int = 3", "a: nothing reads the parameter unused"),
         ("steps: int | None = None", "must read 'name: type = literal'"),
         ("steps = 3", "must read 'name: type = literal'"),
         ("steps: int = 2 * 3 + len('x')", "must read 'name: type = literal'"),
@@ -177,6 +194,45 @@ def test_a_parameters_cell_that_papermill_would_misread_is_refused(small_book, p
     with pytest.raises(UserError, match=words):
         runner.run(root)
     assert not (root / "_build" / "staged").exists()
+
+
+@pytest.mark.parametrize(
+    "name, cells, idle",
+    [
+        ("shoes", ["x = 1"], True),  # a size that neither a cell nor the library reads
+        ("shoes", ["print(chapter.profile.shoes)"], False),
+        ("shoes", ["p, x = chapter.profile, 1", "print(p.shoes)"], False),
+        ("shoes", ["print(chapter.shoes)"], True),
+        ("shoes", ["print(shoes)"], False),
+        ("distill_steps", ["x = 1"], False),  # the library reads it
+    ],
+)
+def test_a_parameter_that_is_only_handed_on_must_be_read_there(tmp_path, name, cells, idle):
+    declared, own = f"{name}: int = 3", f", {name}=int({name})"
+    notebook = notebooks.read(write_notebook(tmp_path / "01-a.ipynb", cells, declared, own))
+    assert notebooks.unread(notebook, notebooks.parameters(notebook, "a")) == ([name] if idle else [])
+
+
+def test_a_knob_that_nothing_reads_is_refused(small_book):
+    root = small_book({"01-a": ["x = 1"]}, parameters="shoes: int = 3", own=", shoes=shoes")
+    with pytest.raises(UserError, match="a: nothing reads the parameter shoes"):
+        runner.run(root)
+    assert not (root / "_build" / "staged").exists()
+
+
+def test_every_size_of_a_profile_is_read_somewhere():
+    found = set(notebooks.sizes_of_library())
+    for chapter in Book(REPO).chapters():
+        found |= notebooks.sizes_read(notebooks.code_after_parameters(notebooks.read(REPO / chapter.path)))
+    assert {field.name for field in dataclasses.fields(Profile)} - found == set()
+
+
+def test_a_chapter_is_called_by_its_slug(small_book):
+    assert slug(Path("notebooks/05-surgery.ipynb")) == "surgery"
+    assert slug(Path("notebooks/06-loss-soft.ipynb")) == "loss-soft"
+    root = small_book({"01-a": ["x = 1"], "02-a": ["x = 1"]}, light=True)
+    with pytest.raises(UserError, match="_toc.yml='notebooks/02-a': another page is called a, too"):
+        runner.run(root)
 
 
 def test_a_seed_that_a_chapter_would_refuse_is_refused(small_book):
@@ -198,7 +254,7 @@ def test_a_chapter_needs_one_parameters_cell_with_the_standard_names(tmp_path):
 
 def test_outputs_go_back_into_the_notebooks(small_book):
     root = small_book({"01-a": ["md:Prose.", "6 * 7", "import sys; print('noise', file=sys.stderr)"]}, light=True)
-    with pytest.raises(UserError, match="01-a: its executed copy is not up to date"):
+    with pytest.raises(UserError, match="a: its executed copy is not up to date"):
         staging.save_outputs(Book(root))
     runner.run(root)
     staging.save_outputs(Book(root))
@@ -263,11 +319,16 @@ def test_python_dash_m_is_the_same_command(tmp_path):
 
 def test_the_environment_of_a_run_is_taken_back(small_book, monkeypatch):
     monkeypatch.setenv("KDCDIFF_PROFILE", "paper")
-    before = dict(os.environ)
-    root = small_book(
-        {"01-a": ["import os", "print(os.environ.get('KDCDIFF_PROFILE'), profile, os.getcwd())"]}, light=True
-    )
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    show = "print(os.environ.get('KDCDIFF_PROFILE'), profile, os.getcwd(), os.environ['OMP_WAIT_POLICY'])"
+    root = small_book({"01-a": ["import os", show]}, light=True)
     runner.run(root, profile="smoke")
-    assert f"None smoke {root / 'notebooks'}" in printed(read(root, "01-a")), "the parameter is what counts"
+    said = printed(read(root, "01-a"))
+    assert f"None smoke {root / 'notebooks'}" in said, "the parameter is what counts"
+    assert said.endswith(" PASSIVE\n"), "threads that wait leave the cores to others"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    before = dict(os.environ)
+    runner.run(root, profile="smoke", force=True)
+    assert printed(read(root, "01-a")).endswith(" ACTIVE\n"), "unless the user says otherwise"
     assert dict(os.environ) == before
     shutil.rmtree(root)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import claims, cli
-from kdcdiff.book.results import Results
-from kdcdiff.claims import checks, tables
-from kdcdiff.claims.model import CONTRADICTED, INCONSISTENT, NOT_TESTED, REPRODUCED, SUPPORTED, Evidence
+from kdcdiff.book.results import Result, Results
+from kdcdiff.claims import checks, judging, page, tables
+from kdcdiff.claims.model import CONTRADICTED, INCONSISTENT, KINDS, NOT_TESTED, REPRODUCED, SUPPORTED, Claim
 from kdcdiff.errors import UserError
+from kdcdiff.metrics.estimate import around
 
 EXCERPTS = Path(__file__).parent / "excerpts"  # the tables as they stand in the papers' text
 BY_ID = {c.id: c for c in claims.load()}
@@ -98,7 +99,7 @@ def test_bk_table_5_is_transcribed_exactly():
 def test_numbers_are_the_numbers_of_their_quotations():
     """Wherever a quotation holds digits, the transcribed value is one of them."""
     checked = 0
-    for figure in tables.figures("numbers.csv").values():
+    for figure in tables.printed_numbers("numbers.csv").values():
         digits = re.findall(r"(?<!\w)\d[\d,]*\.?\d*(?:e-?\d+)?", figure.quote)
         if not digits or "equation" in figure.source or "×10" in figure.quote:
             continue
@@ -116,12 +117,12 @@ def test_there_are_enough_claims_of_every_kind():
     papers = [c.paper for c in claims.load()]
     assert papers.count("kdc-diff") >= 120
     assert papers.count("bk-sdm") >= 75
-    assert {c.kind for c in claims.load()} == set(claims.KINDS)
+    assert {c.kind for c in claims.load()} == set(KINDS)
 
 
 def test_every_recorded_verdict_still_holds():
-    assert claims.changed(claims.judge_all({})) == []
-    assert set(claims.recorded()) == {c.id for c in claims.load() if c.offline}
+    assert judging.changed(claims.judge_all({})) == []
+    assert set(judging.recorded()) == {c.id for c in claims.load() if c.offline}
 
 
 @pytest.mark.parametrize(("claim", "outcome", "because"), [
@@ -167,14 +168,14 @@ def test_an_altered_cell_flips_its_verdict(monkeypatch, table, key, column, text
     monkeypatch.setitem(row, column, text)
     after = claims.judge(BY_ID[claim])
     assert after.outcome == outcome != before.outcome
-    assert [v.claim.id for v, _ in claims.changed([after])] == [claim]
+    assert [v.claim.id for v, _ in judging.changed([after])] == [claim]
 
 
 # ---- evidence
 
 
 def result(name, value, interval=None, unit="", **more):
-    return Evidence(name, value, unit, interval, profile="mini", dataset="flora", device="cpu", **more)
+    return Result(name, value, unit, interval, profile="mini", dataset="flora", device="cpu", **more)
 
 
 def judged(claim, *results):
@@ -246,6 +247,7 @@ def test_unasked_evidence_is_an_error_and_context_is_not():
     ({"check": 'lowest("kdc-diff-9/flowers/kdc-diff/fid")'}, "no such table"),
     ({"check": 'stated("kdc/no-such-number") > 1'}, "there is no such number"),
     ({"check": 'parameters("sd-9") > 1'}, "there is no network"),
+    ({"check": 'macs("sd-1", "flops") > 1'}, "there is no convention 'flops'; there are fvcore, thop, hooks, all"),
     ({"check": "__import__('os').system('true') == 0"}, "only plain functions"),
     ({"check": 'open("x") == 1'}, "there is no open"),
     ({"check": "1 <"}, "check="),
@@ -256,10 +258,10 @@ def test_unasked_evidence_is_an_error_and_context_is_not():
     ({"kind": "empirical", "needs": "a run", "check": "1 < 2"}, "must ask for evidence"),
 ])  # fmt: skip
 def test_a_claim_that_cannot_be_judged_is_refused_in_one_line(change, message):
-    sound = claims.Claim("a", "kdc-diff", "quote", "place", "arithmetic", "1 < 2")
-    claims.validate(sound)
+    sound = Claim("a", "kdc-diff", "quote", "place", "arithmetic", "1 < 2")
+    judging.validate(sound)
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        claims.validate(dataclasses.replace(sound, **change))
+        judging.validate(dataclasses.replace(sound, **change))
     assert "\n" not in str(error.value)
 
 
@@ -295,12 +297,11 @@ def test_the_command_filters_and_speaks_json(capsys, tmp_path):
 
 
 def test_the_command_reads_recorded_results(capsys, tmp_path):
-
     results = Results(tmp_path / "results.json")
     for name, value in (("latent-replay", 0.9), ("naive", 0.2)):
-        interval = (value - 0.05, value + 0.05)
-        results.record(f"continual.{name}.average_accuracy", value, unit="", interval=interval, n=100,
-                       profile="mini", dataset="flora", chapter="05-continual")  # fmt: skip
+        share = around(value, 0.05, n=100)
+        where = {"profile": "mini", "dataset": "flora", "chapter": "latent-replay"}
+        results.record(f"continual.{name}.average_accuracy", share, **where)
     assert command("--json", "--results", str(results.path)) == 0
     row = next(r for r in json.loads(capsys.readouterr().out) if r["id"] == "kdc.replay.average")
     assert (row["verdict"], row["scale"]) == (SUPPORTED, "mini, flora, n = 100")
@@ -317,42 +318,70 @@ def test_the_command_exits_with_1_when_a_recorded_verdict_no_longer_holds(monkey
 def test_a_damaged_results_file_is_refused(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(UserError, match="is not a results file"):
-        claims.read_evidence(tmp_path / "results.json")
+        command("--results", str(tmp_path / "results.json"))
 
 
 # ---- the page
 
 
+def averages() -> dict[str, Result]:
+    found = {}
+    for method, value in (("latent-replay", 0.9), ("naive", 0.2)):
+        name = f"continual.{method}.average_accuracy"
+        found[name] = result(name, value, (value - 0.05, value + 0.05), chapter="latent-replay")
+    return found
+
+
 def test_the_page_holds_every_claim_once_and_links_to_what_decides_it():
-    evidence = {
-        f"continual.{name}.average_accuracy": result(
-            f"continual.{name}.average_accuracy", value, (value - 0.05, value + 0.05), chapter="05-continual"
-        )
-        for name, value in (("latent-replay", 0.9), ("naive", 0.2))
-    }
+    evidence = averages()
     verdicts = claims.judge_all(evidence)
-    page = claims.as_html(verdicts, evidence)
-    assert [f'<tr id="{c.id}"' in page for c in claims.load()] == [True] * len(verdicts)
-    places = {v.claim.id: claims.decided_in(v, evidence) for v in verdicts}
-    assert places["kdc.replay.average"] == "05-continual"
-    assert places["kdc.t2.one-network"] == "audit-architecture#readings"
+    html = page.as_html(verdicts, evidence, {"architecture": "03-architecture.html"})
+    assert [html.count(f'<tr id="{c.id}"') for c in claims.load()] == [1] * len(verdicts)
+    places = {v.claim.id: page.decided_in(v, evidence) for v in verdicts}
+    assert places["kdc.replay.average"] == "latent-replay"
+    assert places["kdc.t2.one-network"] == "architecture#readings"
     assert places["kdc.fig4.fidelity"] == ""
     assert all(places[v.claim.id] for v in verdicts if v.claim.offline)
-    assert 'href="audit-architecture.html#readings"' in page
-    assert "http" not in page  # nothing is fetched
+    assert 'href="03-architecture.html#readings"' in html  # the page that was named
+    assert 'href="latent-replay.html"' in html  # the page that a slug has by itself
+    assert "http" not in html  # nothing is fetched
+
+
+def test_the_page_holds_its_style_and_script_and_no_class_of_the_theme():
+    html = page.as_html(claims.judge_all({}, claims.load()[:3]), {})
+    assert ".claims-table .claims-verdict {" in html and "addEventListener" in html
+    classes = re.findall(r"""class=["']([^"']+)""", html)
+    assert classes and all(name.startswith("claims-") for name in classes)  # the theme paints its own `mark` yellow
 
 
 def test_the_page_escapes_what_the_papers_wrote():
-    claim = claims.Claim("x", "kdc-diff", "<b>5 & 6</b>", "here", "arithmetic", "1 < 2")
-    page = claims.as_html([claims.judge(claim)], {})
-    assert "<b>5" not in page
-    assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in page
+    claim = Claim("x", "kdc-diff", "<b>5 & 6</b>", "here", "arithmetic", "1 < 2")
+    html = page.as_html([claims.judge(claim)], {})
+    assert "<b>5" not in html
+    assert "&lt;b&gt;5 &amp; 6&lt;/b&gt;" in html
 
 
 def test_links_lead_to_labels_that_the_chapters_have():
     folder = Path(__file__).parents[2] / "notebooks"
     verdicts = claims.judge_all({})
-    for place in {claims.decided_in(v, {}) for v in verdicts if v.claim.offline}:
-        page, _, label = place.partition("#")
-        cells = json.loads((folder / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+    for place in {page.decided_in(v, {}) for v in verdicts if v.claim.offline}:
+        slug, _, label = place.partition("#")
+        (file,) = folder.glob(f"*-{slug}.ipynb")
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         assert any(f"({label})=" in "".join(c["source"]) for c in cells), place
+
+
+def test_a_part_that_does_nothing_decides_nothing():
+    """What is said of a stage is not judged on a teacher whose prediction does not depend on that stage."""
+    claim = BY_ID["bk.t1.minor-measured"]
+    where = {"profile": "mini", "dataset": "flora", "seed": 0, "device": "cpu", "chapter": "surgery"}
+
+    def verdict(alive):
+        shares = {"teacher.alive.mid_block": alive, "teacher.class_accuracy": 0.95,
+                  "surgery.mid-removed.class_accuracy": 0.94}  # fmt: skip
+        found = {n: Result(n, v, "", (v * 0.98, min(1.0, v * 1.02)), 100, **where) for n, v in shares.items()}
+        return claims.judge(claim, found)
+
+    assert verdict(0.02).outcome == SUPPORTED
+    asleep = verdict(0.0002)
+    assert asleep.outcome == NOT_TESTED and "this teacher cannot tell" in asleep.reason

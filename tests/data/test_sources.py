@@ -65,6 +65,10 @@ def test_flora_as_a_source():
         flora.NOVEL,
     ) and source.classes == flora.BASE + flora.NOVEL
     assert source.checksum() == sources.open_source("flora", seed=3).checksum()
+    small = sources.open_source("flora", size=32)
+    assert (source.size, small.size) == (64, 32)
+    part = small.load("train", ("daisy", "rose"), 2)
+    assert part.images.shape == (4, 3, 32, 32) and part.masks.shape == (4, 32, 32)
 
 
 # --- folders -------------------------------------------------------------------------------------------------
@@ -82,6 +86,23 @@ def test_a_folder_splits_its_classes_into_base_and_novel(folder):
     assert images.images.shape == (30, 3, 64, 64) and images.images.dtype == torch.uint8
     assert images.captions[0] == "a photo of an orange tip" and images.captions[-7] == "a photo of a small copper"
     assert len(source.load("test", source.base, 100)) == 9
+    large = sources.open_source(str(folder), size=80)
+    assert large.load("test", large.novel, 1).images.shape == (2, 3, 80, 80)
+    assert large.checksum() == source.checksum()
+
+
+def test_a_class_folder_may_be_a_link(folder):
+    (folder / "train" / "wall").rename(folder / "elsewhere")
+    (folder / "train" / "wall").symlink_to(folder / "elsewhere")
+    assert "wall" in sources.folder_classes(folder)
+    assert len(sources.load_folder(folder, "train", ["wall"], 100)) == 10
+
+
+def test_only_pictures_count_for_the_checksum(folder):
+    before = sources.open_source(str(folder)).checksum()
+    (folder / "train" / "wall" / "notes.txt").write_text("words")
+    (folder / "train" / "wall" / ".thumbnails").mkdir()
+    assert sources.open_source(str(folder)).checksum() == before
 
 
 def test_captions_of_the_imagefolder_convention(folder):
@@ -89,6 +110,9 @@ def test_captions_of_the_imagefolder_convention(folder):
         csv.writer(f).writerows([("file_name", "text"), ("peacock/000.jpg", "four eyes on a leaf")])
     captions = sources.load_folder(folder, "train", ["peacock"], 2).captions
     assert captions == ("four eyes on a leaf", "a photo of a peacock")
+    (folder / "train" / "metadata.csv").write_text("file_name,class\npeacock/000.jpg,peacock\n")
+    with pytest.raises(UserError, match="^metadata.csv='.*metadata.csv': needs the columns file_name and text$"):
+        sources.load_folder(folder, "train", ["peacock"], 2)
 
 
 def test_one_unreadable_image_is_named_and_skipped(folder, capsys):

@@ -96,8 +96,8 @@ def test_models_of_others_take_the_roles_where_there_are_no_stand_ins(opened, tm
     monkeypatch.setattr(
         paper_models, "named", lambda label: replace(named(label), hub=str(tmp_path / label) * (label in found), now="")
     )
-    book = opened(style_steps=0)
-    lines = {row.name: row for row in paper_tables.rows(book)}
+    run = opened(style_steps=0)
+    lines = {row.name: row for row in paper_tables.rows(run)}
     assert [n for n, row in lines.items() if row.kind == "baseline"] == [
         "sd-1-5",
         "anything-v5",
@@ -105,29 +105,29 @@ def test_models_of_others_take_the_roles_where_there_are_no_stand_ins(opened, tm
     ]
     assert "kdc-diff-y" in lines and "kdc-diff-x" not in lines, "its teacher cannot be had"
     names = ["sd-1-5", "realistic-vision-v51", "realistic>sd-1-5", "kdc-diff"]
-    made = {name: paper_tables.drawn(book, lines[name], 0) for name in names}
+    made = {name: paper_tables.drawn(run, lines[name], 0) for name in names}
     assert "stand-in" not in opened.built, "nothing is fine-tuned"
     for a, b in zip(names, names[1:], strict=False):
         assert not torch.equal(made[a].images, made[b].images)
 
 
 def test_every_kind_of_row_is_trained_drawn_and_kept(opened):
-    book = opened()
-    lines = {row.name: row for row in paper_tables.rows(book)}
+    run = opened()
+    lines = {row.name: row for row in paper_tables.rows(run)}
     names = ["realistic-vision-v51", "realistic>anything-v5", "kdc-diff", "kdc-diff-cl", "bk-sdm-base"]
-    first = {name: paper_tables.drawn(book, lines[name], 0) for name in names}
-    count = book.profile.table_images * len(stages.source(book).base)
+    first = {name: paper_tables.drawn(run, lines[name], 0) for name in names}
+    count = run.profile.table_images * len(run.source.base)
     assert all(len(images) == count for images in first.values())
     built = dict(opened.built)
-    again = {name: paper_tables.drawn(book, lines[name], 0) for name in [*names, "realistic>midjourney"]}
+    again = {name: paper_tables.drawn(run, lines[name], 0) for name in [*names, "realistic>midjourney"]}
     assert dict(opened.built) == built, "made once; the pairs of one teacher come together"
     assert all(torch.equal(first[name].images, again[name].images) for name in names)
     assert not torch.equal(first["kdc-diff"].images, first["kdc-diff-cl"].images), "the memory changes the model"
-    measured = paper_tables.measure(book, [lines["realistic-vision-v51"]])
+    measured = paper_tables.measure(run, [lines["realistic-vision-v51"]])
     assert list(measured) == ["flowers", "butterflies"]
     for figures in (table["realistic-vision-v51"] for table in measured.values()):
         assert set(figures) == set(paper_tables.METRICS) and all(
-            e.n == book.profile.table_seeds for e in figures.values()
+            e.n == run.profile.table_seeds for e in figures.values()
         )
     assert measured["flowers"] != measured["butterflies"], "each on its own pictures"
 

@@ -12,7 +12,6 @@ import psutil
 import pytest
 import torch
 
-from kdcdiff.book.results import Results
 from kdcdiff.errors import UserError
 from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.continual import class_by_class
@@ -29,30 +28,28 @@ def one_thread():
 
 
 def test_what_is_made_ahead_is_found_and_is_the_same(opened, one_thread, tmp_path):
-    book = opened(processes=2, continual_classes=2, continual_steps=2)
-    stages.student(book, book.profile.variant)
-    calls = [(("naive",), {"run": k}) for k in range(2)]
-    parallel.run_stages(class_by_class, book, calls)
-    made = [row for row in Results(book.results.path).stages() if row["stage"] == "class-by-class"]
-    assert len(made) == 2 and all(row["built_in"] == book.name for row in made), "the cost table knows of them"
+    run = opened(processes=2, continual_classes=2, continual_steps=2)
+    stages.student(run, run.profile.variant)
+    calls = [(("naive",), {"repetition": k}) for k in range(2)]
+    parallel.run_stages(class_by_class, run, calls)
     before = dict(opened.built)
-    ahead = [class_by_class(book, "naive", run=k) for k in range(2)]
+    ahead = [class_by_class(run, "naive", repetition=k) for k in range(2)]
     assert dict(opened.built) == before, "nothing is made again"
-    alone = class_by_class(dataclasses.replace(book, store=Store(tmp_path / "other")), "naive")
+    alone = class_by_class(dataclasses.replace(run, store=Store(tmp_path / "other")), "naive")
     assert torch.equal(ahead[0].images, alone.images), "wherever it is made"
 
 
 def test_the_first_error_ends_the_call_with_its_line(opened):
-    book = opened(processes=2)
-    stages.student(book, book.profile.variant)
+    run = opened(processes=2)
+    stages.student(run, run.profile.variant)
     with pytest.raises(UserError, match="method='(dragon|wyvern)'"):
-        parallel.run_stages(class_by_class, book, [(("dragon",), {}), (("wyvern",), {"run": 1})])
+        parallel.run_stages(class_by_class, run, [(("dragon",), {}), (("wyvern",), {"repetition": 1})])
 
 
 def test_on_a_gpu_nothing_is_made_ahead(opened):
-    book = opened(processes=2)
-    parallel.run_stages(stages.images, dataclasses.replace(book, device="cuda"), [(("train",), {}), (("test",), {})])
-    assert not book.store.costs()
+    run = opened(processes=2)
+    parallel.run_stages(stages.images, dataclasses.replace(run, device="cuda"), [(("train",), {}), (("test",), {})])
+    assert not list(run.store.root.glob("*/manifest.json"))
 
 
 PROGRAM = """
@@ -60,16 +57,16 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_parallel import wait_beside
-from kdcdiff.book.chapter import open_chapter
+from kdcdiff.experiments.run import open_run
 from kdcdiff.experiments import parallel
 if __name__ == "__main__":
     where = dict(profile="smoke", dataset="flora", seed=0, artifacts=sys.argv[1] + "/artifacts")
-    book = open_chapter("t", processes=2, **where)
-    parallel.run_stages(wait_beside, book, [((sys.argv[1], k), {}) for k in range(2)])
+    run = open_run(processes=2, **where)
+    parallel.run_stages(wait_beside, run, [((sys.argv[1], k), {}) for k in range(2)])
 """
 
 
-def wait_beside(chapter, folder, number):
+def wait_beside(run, folder, number):
     Path(folder, f"{number}.pid").write_text(str(os.getpid()))
     time.sleep(300)
 
@@ -77,8 +74,7 @@ def wait_beside(chapter, folder, number):
 def test_workers_go_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), str(Path(__file__).parent)]
-    environment = os.environ | {"KDCDIFF_RESULTS": str(tmp_path / "results.json")}
-    parent = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     notes = [tmp_path / f"{k}.pid" for k in range(2)]
     deadline = time.monotonic() + 120
     while not all(note.exists() and note.read_text() for note in notes):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 
 from kdcdiff.book.chapter import open_chapter
 from kdcdiff.book.results import Results
+from kdcdiff.data.names import checked_dataset
 from kdcdiff.errors import UserError
 from kdcdiff.experiments import profiles
-from kdcdiff.experiments.run import checked_dataset
+from kdcdiff.metrics.estimate import Estimate
 
 
 def test_profiles_differ_only_in_sizes():
@@ -86,8 +85,8 @@ def test_an_open_chapter_records_and_says_its_tier(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     opened = open_chapter(**GOOD, artifacts=tmp_path / "store", temperature=2)
     assert "profile smoke, data set flora, seed 3, on" in capsys.readouterr().out
-    assert opened.profile.temperature == 2.0 and opened.own == {"temperature": 2.0}
-    opened.record("a.b", 0.5, unit="dB", interval=(0.4, 0.6), n=9)
+    assert opened.profile.temperature == 2.0
+    opened.record("a.b", Estimate(0.5, 0.4, 0.6, 9), unit="dB")
     found = Results.load(tmp_path / "_build" / "results.json")["a.b"]
     assert (found.profile, found.dataset, found.seed, found.unit, found.n) == ("smoke", "flora", 3, "dB", 9)
     assert opened.figures["a.b"] == found
@@ -111,32 +110,3 @@ def test_settings_from_outside_replace_the_notebooks(tmp_path, monkeypatch):
     opened.record("a", 1)
     assert opened.profile.name == "smoke" and opened.store.root == tmp_path / "elsewhere"
     assert (tmp_path / "r.json").exists() and not (tmp_path / "store").exists()
-
-
-# torchvision beside a torch of another build, whichever library comes first
-
-
-@pytest.mark.parametrize("first", ["torchvision", "lpips", "torch, torchmetrics.image.fid"])
-def test_torchvision_can_be_imported_first_in_a_fresh_process(first):
-    code = f"import {first}\nimport torchvision, torch\nprint(torch.ops.torchvision.nms)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nms" in done.stdout
-
-
-def test_waiting_for_torchvision_imports_nothing():
-    code = "import sys, importlib.util as u, kdcdiff; u.find_spec('torchvision'); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-def test_where_the_operators_exist_nothing_is_declared():
-    code = """
-import torch
-library = torch.library.Library("torchvision", "DEF")
-library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from kdcdiff import _torchvision
-print(_torchvision.declare_missing([]), _torchvision._declared)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "False []\n", done.stderr

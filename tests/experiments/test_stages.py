@@ -22,31 +22,31 @@ def folder(tmp_path_factory):
 
 
 def test_a_student_is_made_once_and_again_only_for_other_weights_of_the_loss(opened):
-    book = opened(distill_steps=2, generated_images=2, sampler_steps=2)
-    one = stages.student(book, "kdc-described").unet
+    run = opened(distill_steps=2, generated_images=2, sampler_steps=2)
+    one = stages.student(run, "kdc-described").unet
     two = stages.student(opened(distill_steps=2, generated_images=4, sampler_steps=3), "kdc-described").unet
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert opened.built["student"] == 1 and opened.built["latents"] == 1
     other = stages.student(opened(distill_steps=2, alpha=0.1), "kdc-described").unet
     assert opened.built["student"] == 2 and opened.built["latents"] == 1
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    log = stages.student_log(book, "kdc-described")
+    log = stages.student_log(run, "kdc-described")
     assert log[-1]["step"] == 2 and {"soft", "hard", "feature", "mse"} <= log[-1].keys()
 
 
 def test_students_that_are_compared_share_one_shorter_budget(opened):
-    book = opened(distill_steps=4, comparison_steps=2)
+    run = opened(distill_steps=4, comparison_steps=2)
     (
-        stages.student(book, "bk-sdm-base"),
-        stages.student(book, "bk-sdm-base-random"),
-        stages.student(book, "kdc-described"),
+        stages.student(run, "bk-sdm-base"),
+        stages.student(run, "bk-sdm-base-random"),
+        stages.student(run, "kdc-described"),
     )
     ends = {
-        name: stages.student_log(book, name)[-1]["step"]
+        name: stages.student_log(run, name)[-1]["step"]
         for name in ("bk-sdm-base", "bk-sdm-base-random", "kdc-described")
     }
     assert ends == {"bk-sdm-base": 2, "bk-sdm-base-random": 2, "kdc-described": 4}
-    teacher = stages.teacher(book).unet
+    teacher = stages.teacher(run).unet
     carried, fresh = (stages.init_student(teacher, name, 0) for name in ("bk-sdm-base", "bk-sdm-base-random"))
     assert torch.equal(carried.conv_in.weight, teacher.conv_in.weight)
     assert fresh.conv_in.weight.shape == teacher.conv_in.weight.shape and not torch.equal(
@@ -68,32 +68,32 @@ def test_another_teacher_has_stages_of_its_own(opened, tmp_path):
 
 
 def test_generated_pictures_carry_what_they_were_asked_to_be(opened):
-    book = opened(generated_images=2, sampler_steps=2)
-    pictures = stages.generated(book, "teacher")
+    run = opened(generated_images=2, sampler_steps=2)
+    pictures = stages.generated(run, "teacher")
     assert pictures.images.shape == (2 * len(flora.BASE), 3, 64, 64)
     assert [pictures.classes[k] for k in pictures.labels[::2].tolist()] == list(flora.BASE)
     assert all(name in text for name, text in zip(flora.BASE, pictures.captions[::2], strict=True))
-    assert torch.equal(stages.generated(book, "teacher").images, pictures.images) and opened.built["generated"] == 1
+    assert torch.equal(stages.generated(run, "teacher").images, pictures.images) and opened.built["generated"] == 1
 
 
 def test_a_folder_of_pictures_gets_a_teacher_and_a_judge_of_its_own(opened, folder):
-    book = opened(str(folder), autoencoder_steps=2, teacher_steps=2, classifier_steps=4, distill_steps=2)
-    where = stages.source(book)
+    run = opened(str(folder), autoencoder_steps=2, teacher_steps=2, classifier_steps=4, distill_steps=2)
+    where = run.source
     assert (len(where.base), len(where.novel)) == (3, 2)
-    assert stages.classifier(book).classes == where.classes
-    own, shipped = stages.teacher(book), stages.teacher(opened())
+    assert stages.classifier(run).classes == where.classes
+    own, shipped = stages.teacher(run), stages.teacher(opened())
     assert not torch.equal(own.unet.conv_in.weight, shipped.unet.conv_in.weight)
     assert not torch.equal(own.vae.decoder.conv_in.weight, shipped.vae.decoder.conv_in.weight)
-    assert set(stages.latents(book).labels.tolist()) == {0, 1, 2, 3, 4}
-    student = stages.student(book, "kdc-described")
+    assert set(stages.latents(run).labels.tolist()) == {0, 1, 2, 3, 4}
+    student = stages.student(run, "kdc-described")
     assert torch.equal(student.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
-    assert stages.clip(book)[0].config.projection_dim == 64
-    assert opened.built["teacher"] == 1 and opened.built["judge"] == 1 and opened.built["scorer"] == 1
+    assert stages.clip(run)[0].config.projection_dim == 64
+    assert opened.built["teacher"] == 1 and opened.built["classifier"] == 1 and opened.built["clip"] == 1
 
 
 def test_the_autoencoder_stage_gives_back_as_many_pictures(opened):
-    book = opened()
-    test = stages.images(book, "test")
-    back = stages.reconstructed(book, test)
+    run = opened()
+    test = stages.images(run, "test")
+    back = stages.reconstructed(run, test)
     assert back.images.shape == test.images.shape and torch.equal(back.labels, test.labels)
-    assert 0 <= stages.accuracy(book, back).value <= 1
+    assert 0 <= stages.accuracy(run, back).value <= 1

@@ -1,4 +1,4 @@
-"""Folders against folders: reading, the command line's figures, and its one clear line for bad input."""
+"""Folders against folders: the command line's figures, and its one clear line for bad input."""
 
 import csv
 import json
@@ -6,25 +6,26 @@ import json
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import kdcdiff  # noqa: F401  (first: it repairs torchvision)
-from kdcdiff import cli
+from kdcdiff.cli import evaluate as command_line
+from kdcdiff.cli import parser_for
+from kdcdiff.data.image_folder import ImageFolder
 from kdcdiff.errors import UserError
 from kdcdiff.metrics import evaluate, extractors, fid_kid, similarity
 from kdcdiff.metrics.accuracy import class_accuracy
-from kdcdiff.metrics.evaluate import ImageFolder
-from kdcdiff.models import pipeline as pipelines
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, train_tokenizer
 from kdcdiff.sampling.folder import _rewrite, write
+
+from .conftest import draw
 
 CLASSES = ("rose", "tulip")
 
 
 @pytest.fixture(scope="module")
-def judge():
+def classifier():
     torch.manual_seed(0)
     return Classifier(CLASSES, width=8).eval()
 
@@ -33,12 +34,6 @@ def judge():
 def clip():
     tokenizer = train_tokenizer(["a photo of a rose", "a blue tulip"], size=560)
     return new_clip(tokenizer, seed=0).eval(), tokenizer
-
-
-def draw(n, seed, low=0, high=256):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(low, high, (n, 3, 6, 6), generator=generator, dtype=torch.uint8)
-    return F.interpolate(coarse.float(), size=64, mode="bilinear").to(torch.uint8)
 
 
 @pytest.fixture
@@ -54,38 +49,26 @@ def folders(tmp_path):
     return tmp_path / "made", tmp_path / "real"
 
 
-def test_a_folder_reads_back_in_order_whatever_the_batch(folders):
-    whole = torch.cat(list(ImageFolder(folders[0])))
-    assert len(ImageFolder(folders[0])) == 30
-    written = draw(30, 0)
-    assert torch.equal(whole, torch.cat([written[0::2], written[1::2]]))  # rose/..., then tulip/...
-    small = list(ImageFolder(folders[0], batch_size=7))
-    assert [len(part) for part in small] == [7, 7, 7, 7, 2] and torch.equal(torch.cat(small), whole)
-    made = ImageFolder(folders[0])
-    assert made.prompts() == ["a photo of a rose"] * 15 + ["a photo of a tulip"] * 15
-    assert made.classes() == ["rose"] * 15 + ["tulip"] * 15
-    assert ImageFolder(folders[1]).prompts() is None and ImageFolder(folders[1]).classes()[0] == "rose"
-
-
 def command(folders, **own):
     words = ["evaluate", *map(str, folders)]
     for name, value in own.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
-    arguments = cli.parser_for("evaluate").parse_args(words)
+    arguments = parser_for("evaluate").parse_args(words)
     return arguments.run(arguments)
 
 
-def test_the_command_reports_what_the_library_measures(folders, judge, clip, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipelines, "classifier", lambda: judge)
-    monkeypatch.setattr(pipelines, "clip", lambda: clip)
+def test_the_command_reports_what_the_library_measures(folders, classifier, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "load_classifier", lambda: classifier)
+    monkeypatch.setattr(command_line, "load_clip", lambda: clip)
     assert command(folders, json=tmp_path / "figures.json", device="cpu", batch_size=8) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
     labels = torch.tensor([0] * 15 + [1] * 15)
     wanted = {
-        "kid": fid_kid.kid(made, real, extractors.features(judge)),
-        "clip_score": similarity.clip_score(made, ImageFolder(folders[0]).prompts(), clip),
-        "class_accuracy": class_accuracy(made, labels, judge),
+        "kid": fid_kid.kid(made, real, extractors.features(classifier)),
+        "inception_score": fid_kid.inception_score(made, extractors.features(classifier)),
+        "clip_score": similarity.clip_score(made, ImageFolder(folders[0]).prompts(), extractors.Clip(*clip)),
+        "class_accuracy": class_accuracy(made, labels, classifier),
     }
     assert written["estimates"].keys() == wanted.keys()
     for name, estimate in wanted.items():
@@ -117,9 +100,9 @@ def spoil(folders, how):
         ("prompts", r"metadata.csv='.*made': has 29 rows for 30 images; 000003.png has no prompt"),
     ],
 )
-def test_a_spoilt_folder_is_one_clear_line(folders, judge, clip, monkeypatch, how, line):
-    monkeypatch.setattr(pipelines, "classifier", lambda: judge)
-    monkeypatch.setattr(pipelines, "clip", lambda: clip)
+def test_a_spoilt_folder_is_one_clear_line(folders, classifier, clip, monkeypatch, how, line):
+    monkeypatch.setattr(command_line, "load_classifier", lambda: classifier)
+    monkeypatch.setattr(command_line, "load_clip", lambda: clip)
     spoil(folders, how)
     with pytest.raises(UserError, match=line) as error:
         command(folders, device="cpu")
@@ -138,9 +121,9 @@ def test_bad_arguments_are_one_clear_line(folders, tmp_path):
         command(folders, extractor="inception", device="cpu")
 
 
-def test_evaluate_with_enough_images_has_every_metric(judge):
-    features = extractors.features(judge)
-    figures = evaluate.evaluate(draw(410, 3), draw(420, 4, 30, 200), features)
-    assert figures.left_out == {} and list(figures.estimates) == ["kid", "fid", "fid_infinity"]
-    assert all(estimate.extractor == "flora classifier" for estimate in figures.estimates.values())
-    assert figures.estimates["fid_infinity"].value < figures.estimates["fid"].value
+def test_evaluate_with_enough_images_has_every_metric(classifier):
+    features = extractors.features(classifier)
+    scores = evaluate.evaluate(draw(410, 3), draw(420, 4, 30, 200), features)
+    assert scores.left_out == {} and list(scores.estimates) == ["kid", "fid", "fid_infinity", "inception_score"]
+    assert all(estimate.extractor == "flora classifier" for estimate in scores.estimates.values())
+    assert scores.estimates["fid_infinity"].value < scores.estimates["fid"].value

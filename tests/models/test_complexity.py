@@ -6,13 +6,19 @@ import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.metrics.estimate import Estimate, ratio
 from kdcdiff.models import complexity, surgery, timing
-from kdcdiff.models.configs import CONFIGS
+from kdcdiff.models.configs import AUTOENCODER, CONFIGS, TEXT_ENCODER
+from kdcdiff.models.macs import CONVENTIONS, count
 from kdcdiff.models.variants import VARIANTS
 
 # isort: split
 import pytest
+import thop
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from fvcore.nn import FlopCountAnalysis
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig
 
 from kdcdiff.cli import main
 
@@ -49,21 +55,85 @@ def test_stages_and_layers_add_up_to_the_whole(variant):
     inputs = complexity.meta_inputs(net, 64)
     fine = complexity.count_parts(net, inputs, fine=True)
     assert sum(c.parameters for c in fine.values()) == cost.parameters
-    for name in complexity.CONVENTIONS:
+    for name in CONVENTIONS:
         assert sum(p.macs[name] for p in cost.stages.values()) == cost.macs[name]
-        assert sum(c.macs(name) for c in fine.values()) == cost.macs[name]
+        assert sum(c.macs[name] for c in fine.values()) == cost.macs[name]
 
 
-@pytest.mark.parametrize("variant", ["original", "kdc-described", "down-removed"])
-def test_counts_equal_the_tools_own(variant):
-    fvcore_nn = pytest.importorskip("fvcore.nn", reason="fvcore is an optional tool")
-    thop = pytest.importorskip("thop", reason="thop is an optional tool")
-    net = UNet2DConditionModel(**surgery.with_defaults(surgery.student_config(TINY, variant))).eval()
-    inputs = (torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 77, 12))
-    cost = complexity.count(net)
-    analysis = fvcore_nn.FlopCountAnalysis(net, inputs).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    assert cost.macs["fvcore"] == analysis.total()
-    assert cost.macs["thop"] == int(thop.profile(net, inputs=inputs, verbose=False)[0])
+# --- the conventions, each against what it is named after
+
+
+def tiny_inputs() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 77, 12)
+
+
+@pytest.fixture(params=["original", "kdc-described", "down-removed", "linear projections"])
+def real(request):
+    """A small U-Net on the CPU, for the tools: they run it."""
+    linear = request.param == "linear projections"
+    config = TINY | {"use_linear_projection": True} if linear else surgery.student_config(TINY, request.param)
+    return UNet2DConditionModel(**surgery.with_defaults(config)).eval()
+
+
+def test_the_fvcore_convention_is_fvcore(real):
+    analysis = FlopCountAnalysis(real, tiny_inputs())
+    quiet = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert complexity.count(real).macs["fvcore"] == quiet.total()
+
+
+def test_the_thop_convention_is_thop(real):
+    cost = complexity.count(real)
+    assert cost.macs["thop"] == int(thop.profile(real, inputs=tiny_inputs(), verbose=False)[0])
+    assert cost.parameters == sum(p.numel() for p in real.parameters())
+
+
+def test_the_hooks_convention_is_convolutions_and_linear_layers_with_bias(real):
+    total = 0
+
+    def add(module, args, output):
+        nonlocal total
+        total += output.numel() * (module.weight[0].numel() + (module.bias is not None))
+
+    for module in real.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        real(*tiny_inputs())
+    assert complexity.count(real).macs["hooks"] == total
+
+
+def test_all_products_hold_the_attention_products(real):
+    """Against attention written out as matrix products, which torch's counter sees on a CPU as well."""
+    counted = complexity.count(real).macs["all"]
+    real.set_attn_processor(AttnProcessor())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        real(*tiny_inputs())
+    assert 2 * counted == counter.get_total_flops()
+
+
+class Attention(torch.nn.Module):
+    def forward(self, q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_attention_counts_on_the_meta_device_and_only_there():
+    """Two products, queries by keys and weights by values; a CPU count, which would lack them, is refused."""
+    n, heads, queries, keys, width = 2, 3, 5, 7, 11
+    with torch.device("meta"):
+        q, k = torch.empty(n, heads, queries, width), torch.empty(n, heads, keys, width)
+    found = count(Attention(), q, k, k)
+    assert found.macs == {"fvcore": 0, "thop": 0, "hooks": 0, "all": 2 * n * heads * queries * keys * width}
+    with pytest.raises(AssertionError, match="attention is not counted"):
+        count(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_counting_leaves_no_hooks_behind(real):
+    net = real.to("meta")
+    count(net, *complexity.meta_inputs(net, 16))
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+# --- a whole U-Net, and the pipeline around it
 
 
 def test_a_network_and_its_configuration_count_the_same_and_size_matters():
@@ -95,23 +165,34 @@ def test_a_picture_costs_its_parts():
     guided, plain = (complexity.pipeline_cost(unet, steps=25, guidance=g) for g in (True, False))
     assert guided.parameters == 859_520_964 + 123_060_480 + 49_490_199
     by_hand = plain.text_encoder.macs["all"] + 25 * unet.macs["all"] + plain.decoder.macs["all"]
-    assert plain.macs("all") == by_hand
-    assert guided.macs("all") - plain.macs("all") == plain.text_encoder.macs["all"] + 25 * unet.macs["all"]
+    assert plain.macs["all"] == by_hand
+    assert guided.macs["all"] - plain.macs["all"] == plain.text_encoder.macs["all"] + 25 * unet.macs["all"]
     with pytest.raises(UserError, match="steps=0"):
         complexity.pipeline_cost(unet, steps=0)
-    with pytest.raises(UserError, match="convention='gmac'"):
-        plain.macs("gmac")
+
+
+def test_a_pipeline_folders_companions_are_counted_by_its_own_configurations(tmp_path):
+    unet, sd = complexity.count(CONFIGS["sd-1"]), complexity.pipeline_cost(complexity.count(CONFIGS["sd-1"]))
+    with torch.device("meta"):
+        AutoencoderKL(**AUTOENCODER).save_config(tmp_path / "vae")
+    (tmp_path / "text_encoder").mkdir()
+    CLIPTextConfig(**TEXT_ENCODER).to_json_file(tmp_path / "text_encoder" / "config.json")
+    assert complexity.pipeline_cost(unet, tmp_path) == sd
+    CLIPTextConfig(**TEXT_ENCODER | {"num_hidden_layers": 6}).to_json_file(tmp_path / "text_encoder" / "config.json")
+    assert complexity.pipeline_cost(unet, tmp_path).text_encoder.parameters < sd.text_encoder.parameters
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        complexity.pipeline_cost(unet, tmp_path / "vae")
 
 
 def test_times_are_medians_of_warm_calls():
     calls = []
-    timing = timing.measure(lambda: calls.append(1), n=4, warm=2)
+    taken = timing.measure(lambda: calls.append(1), n=4, warm=2)
     assert len(calls) == 6
-    assert 0 <= timing.low <= timing.seconds <= timing.high
-    assert timing.n == 4 and timing.peak_bytes > 2**20
+    assert 0 <= taken.low <= taken.seconds <= taken.high
+    assert taken.n == 4 and taken.peak_bytes > 2**20
     net = timing.random_unet(TINY, dtype="bfloat16")
-    timing = timing.latency(net, 2)
-    assert timing.dtype == "bfloat16" and timing.device == "cpu" and timing.seconds > 0
+    taken = timing.latency(net, 2)
+    assert taken.dtype == "bfloat16" and taken.device == "cpu" and taken.seconds > 0
 
 
 def test_random_weights_follow_the_seed():
@@ -136,9 +217,9 @@ def test_the_command_prints_a_table_and_json(capsys, tmp_path):
     ("words", "error"),
     [
         (["nothing/like/this"], "not found"),
-        (["original", "--latent", "0"], "latent=0"),
-        (["original", "--steps", "0"], "steps=0"),
-        (["original", "--calls", "-1"], "calls=-1"),
+        (["original", "--latent", "0"], "--latent: must be a whole number from 1, not '0'"),
+        (["original", "--steps", "0"], "--steps: must be a whole number from 1"),
+        (["original", "--calls", "-1"], "--calls: must be a whole number from 0"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, error):

@@ -1,5 +1,4 @@
-"""`kdcdiff shrink` and what it reads: whole and sharded folders, single files in both namings; memory; clear
-refusals."""
+"""`kdcdiff shrink` and what it reads: whole and sharded folders, single files in both namings; memory; refusals."""
 
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.models import surgery, unet_files
-from kdcdiff.models.pipeline import UNET, _text_config, assemble, new_autoencoder, train_tokenizer
+from kdcdiff.models.pipeline import UNET, _text_config, assemble, load_pipeline, new_autoencoder, train_tokenizer
 
 # isort: split
 import pytest
@@ -91,8 +90,7 @@ def test_sharded_and_single_files_give_the_same_student(pipeline, tmp_path):
 
 
 def original_names(unet):
-    """A U-Net's tensors under the names of the original code, written from its layout: blocks numbered in
-    order."""
+    """A U-Net's tensors under the original code's names, written from its layout: blocks numbered in order."""
     resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
               "norm2": "out_layers.0", "conv2": "out_layers.3",
               "conv_shortcut": "skip_connection"}  # fmt: skip
@@ -119,6 +117,13 @@ def original_names(unet):
     return names
 
 
+def test_the_shipped_pipeline_is_a_teacher_as_any_other(tmp_path, capsys):
+    out = tmp_path / "student"
+    assert main(["shrink", "flora", "--variant", "kdc-described", "--out", str(out)]) == 0
+    assert "a pipeline; U-Net parameters" in capsys.readouterr().out
+    assert len(load_pipeline(out).unet.down_blocks) == 3 and "a student of flora" in (out / "README.md").read_text()
+
+
 def test_the_map_is_printed(pipeline, capsys):
     assert main(["shrink", str(pipeline), "--variant", "kdc-described", "--map"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -137,11 +142,11 @@ def test_a_full_size_single_file_is_recognised_by_its_shapes(tmp_path):
 
 MEMORY = """
 import resource, sys
-from kdcdiff import checkpoints, surgery
+from kdcdiff.models import surgery, unet_files
 import torch
 torch.zeros(1)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-found = checkpoints.open_unet(sys.argv[1])
+found = unet_files.open_unet(sys.argv[1])
 surgery.weight_map(found.config, sys.argv[2])
 before = peak()
 student = surgery.shrink_checkpoint(found, sys.argv[2])
@@ -173,7 +178,7 @@ def test_refusals_are_one_clear_line(pipeline, tmp_path, capsys):
     tail = ("--variant", "kdc-described", "--out", out)
     unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
     assert "one of original" in failing(capsys, pipeline, "--variant", "kdc", "--out", out)
-    assert "not found" in failing(capsys, tmp_path / "nowhere", *tail)
+    assert "not found; must be flora, a pipeline or U-Net folder" in failing(capsys, tmp_path / "nowhere", *tail)
     assert "name a new folder" in failing(capsys, pipeline, "--variant", "original")
     assert "new or empty folder" in failing(capsys, pipeline, "--variant", "original", "--out", pipeline)
     assert "CLIPTextModel" in failing(capsys, text_encoder(pipeline, tmp_path), *tail)

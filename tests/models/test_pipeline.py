@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kdcdiff.data import flora, latents, sources
 from kdcdiff.data.image_set import caption_of
 from kdcdiff.errors import UserError
-from kdcdiff.models import pipeline as pipelines
+from kdcdiff.models import shipped
 from kdcdiff.models.classifier import load_classifier
 from kdcdiff.models.pipeline import load_clip, load_pipeline, tokenize
 from kdcdiff.models.shipped import ASSETS
@@ -78,14 +78,22 @@ def test_an_altered_file_is_refused_by_name(tmp_path, monkeypatch):
     shutil.copytree(ASSETS, tmp_path / "assets")
     config = tmp_path / "assets" / "pipeline" / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
-    monkeypatch.setattr(pipelines, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(shipped, "ASSETS", tmp_path / "assets")
     with pytest.raises(UserError, match="assets='pipeline/unet/config.json': does not match its checksum"):
         load_pipeline("flora")
 
 
 def test_an_unknown_pipeline_is_refused():
-    with pytest.raises(UserError, match="pipeline='fauna': must be flora, a pipeline folder or a hub id"):
+    with pytest.raises(UserError, match="pipeline='fauna': not found; must be flora, a pipeline folder or a hub id"):
         load_pipeline("fauna")
+
+
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"pipeline='{tmp_path}': has no model_index.json; must be flora"):
+        load_pipeline(tmp_path)
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match=f"pipeline='{tmp_path}': cannot be loaded"):
+        load_pipeline(tmp_path)
 
 
 def test_plain_diffusers_loads_it_without_this_package():
@@ -95,7 +103,7 @@ def test_plain_diffusers_loads_it_without_this_package():
         f"folder = {str(ASSETS / 'pipeline')!r}\n"
         "p = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)\n"
         "images = p('a photo of a daisy', num_inference_steps=2, output_type='np').images\n"
-        "print(images.shape, 'kdcdiff.stack' in sys.modules)"
+        "print(images.shape, 'kdcdiff.models' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     assert out.stdout.split("\n")[-2] == "(1, 64, 64, 3) False", out.stderr

@@ -230,19 +230,6 @@ def test_a_student_can_be_shrunk_again():
     assert torch.equal(output(twice), output(shrink(teacher(), "bk-sdm-small")))
 
 
-def test_bypassed_hands_the_input_on_and_ends():
-    whole = teacher()
-    before = output(whole)
-    hand = copy.deepcopy(whole)
-    for layer in hand.down_blocks[-1].resnets:
-        nn.init.zeros_(layer.conv2.weight)
-        nn.init.zeros_(layer.conv2.bias)
-    with surgery.bypassed(whole):
-        assert torch.allclose(output(whole), output(hand), atol=1e-6)
-        assert not torch.allclose(output(whole), before, atol=1e-4)
-    assert torch.equal(output(whole), before)
-
-
 def test_inpainting_channels_just_work():
     student = shrink(teacher(SD1_LIKE | {"in_channels": 9}), "kdc-described")
     assert output(student).shape == (2, 4, 8, 8)

@@ -1,17 +1,20 @@
-"""Sampling: the loop is diffusers' own, every image has its own randomness, folders resume."""
+"""Sampling: diffusers' own pipeline draws, every image has its own randomness, folders resume."""
 
+import copy
 import csv
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.data import sources
 from kdcdiff.errors import UserError
+from kdcdiff.sampling import folder as folders
 from kdcdiff.sampling import generate as sampling
-from kdcdiff.sampling.folder import _save_png, generate_to_folder, read_metadata, write
+from kdcdiff.sampling.folder import generate_to_folder, read_metadata, save_sheet, write
 
 from ..conftest import tiny_pipeline
 
@@ -51,7 +54,7 @@ def test_equals_the_diffusers_pipeline(pipeline, scheduler, guidance, negative):
         ).images
     finally:
         pipeline.scheduler = own
-    assert ours.dtype == torch.uint8 and ours.shape == (5, 3, 16, 16)
+    assert ours.dtype == torch.uint8 and ours.shape == (5, 3, 16, 16) and not ours.is_inference()
     assert torch.equal(ours, (theirs * 255).round().to(torch.uint8))
 
 
@@ -97,6 +100,25 @@ def test_every_listed_scheduler_samples(pipeline):
     for name in names:
         assert generate(pipeline, PROMPTS[:2], steps=2, scheduler=name).float().std() > 1, name
     assert torch.equal(before, pipeline.scheduler.timesteps)  # the pipeline's own is left alone
+    assert type(pipeline.scheduler).__name__ == pipeline.config["scheduler"][1] == "DDIMScheduler"
+
+
+def test_each_unique_prompt_is_encoded_once(pipeline, monkeypatch):
+    encoded, encode = [], pipeline.encode_prompt
+    monkeypatch.setattr(
+        pipeline,
+        "encode_prompt",
+        lambda prompt, *own, **named: (encoded.append(prompt), encode(prompt, *own, **named))[1],
+    )
+    generate(pipeline, batch_size=2)
+    assert sorted(p for batch in encoded if batch is not None for p in batch) == sorted({*PROMPTS, ""})
+
+
+def test_a_picture_is_of_the_size_of_its_pipeline(pipeline):
+    parts = pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}
+    parts["unet"].register_to_config(sample_size=(4, 8))
+    oblong = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    assert generate(oblong, PROMPTS[:1]).shape == (1, 3, 16, 32)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +128,8 @@ def test_every_listed_scheduler_samples(pipeline):
         ({"prompts": "a rose"}, "prompts='a rose'"),
         ({"prompts": ["a rose", None]}, "prompts=None: must be strings"),
         ({"seed": -1}, "seed=-1"),
-        ({"steps": 0}, "steps=0: must be between 1 and 1000"),
-        ({"steps": 1001}, "steps=1001"),
+        ({"steps": 0}, "steps=0: must be a whole number, 1 or more"),
+        ({"steps": 1001}, "steps=1001: must be between 1 and 1000"),
         ({"guidance": float("nan")}, "guidance=nan"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"scheduler": "Lanczos"}, "scheduler='Lanczos': must be one of DDIMScheduler, "),
@@ -141,17 +163,18 @@ def test_broken_images_are_counted_and_named(broken, tmp_path):
         "2 of 5 generated images are not finite: 0, 3",
         "2 of 5 generated images are black: 1, 4",
     ]
-    assert sampling.black(images) == [1, 4]
-    with pytest.warns(UserWarning):
-        report = generate_to_folder(broken, PROMPTS, tmp_path / "a", seed=3, steps=2, batch_size=3, progress=False)
-    assert (report.not_finite, report.black) == (("000000.png", "000003.png"), ("000001.png", "000004.png"))
-    assert [row["fault"] for row in read_metadata(tmp_path / "a")] == [
-        "not finite",
-        "black",
-        "",
-        "not finite",
-        "black",
-    ]
+    assert [i for i, image in enumerate(images) if image.max() == 0] == [1, 4]
+    with pytest.warns(UserWarning, match=r"2 of 5 generated images are (not finite: 000000|black: 000001).png"):
+        generate_to_folder(broken, PROMPTS, tmp_path / "a", seed=3, steps=2, batch_size=3, progress=False)
+    faults = [row["fault"] for row in read_metadata(tmp_path / "a")]
+    assert faults == ["not finite", "black", "", "not finite", "black"]
+
+
+def test_infinite_pixels_are_found_though_diffusers_would_clamp_them(pipeline, monkeypatch):
+    decode = pipeline.vae.decode
+    monkeypatch.setattr(pipeline.vae, "decode", lambda *own, **named: (decode(*own, **named)[0] * float("inf"),))
+    with pytest.warns(UserWarning, match="5 of 5 generated images are not finite"):
+        generate(pipeline)
 
 
 CLASSES = ["rose", "tulip", "rose", "monarch", "rose"]
@@ -169,8 +192,7 @@ def files(folder):
 
 
 def test_a_folder_holds_images_and_their_table(pipeline, tmp_path):
-    report = to_folder(pipeline, tmp_path)
-    assert (report.images, report.made, report.black, report.not_finite) == (5, 5, (), ())
+    assert to_folder(pipeline, tmp_path) == 5
     rows = list(csv.DictReader((tmp_path / "metadata.csv").open()))
     assert [row["file_name"] for row in rows] == [
         "rose/000000.png",
@@ -192,7 +214,7 @@ def test_a_folder_holds_images_and_their_table(pipeline, tmp_path):
 @pytest.mark.parametrize("killed_at", [0, 1, 2, 3, 4])
 def test_a_killed_folder_resumes_to_the_same_bytes(pipeline, tmp_path, monkeypatch, killed_at):
     to_folder(pipeline, tmp_path / "whole")
-    save, saved = _save_png, []
+    save, saved = folders._save_png, []
 
     def dying(image, path):
         if len(saved) == killed_at:
@@ -200,14 +222,13 @@ def test_a_killed_folder_resumes_to_the_same_bytes(pipeline, tmp_path, monkeypat
         saved.append(path)
         save(image, path)
 
-    monkeypatch.setattr(sampling, "_save_png", dying)
+    monkeypatch.setattr(folders, "_save_png", dying)
     with pytest.raises(KeyboardInterrupt):
         to_folder(pipeline, tmp_path / "killed")
     monkeypatch.undo()
-    report = to_folder(pipeline, tmp_path / "killed")
-    assert report.made == 5 - killed_at // 2 * 2  # whole batches are kept
+    assert to_folder(pipeline, tmp_path / "killed") == 5 - killed_at // 2 * 2  # whole batches are kept
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    assert to_folder(pipeline, tmp_path / "killed").made == 0
+    assert to_folder(pipeline, tmp_path / "killed") == 0
 
 
 def test_a_lost_image_and_a_torn_table_are_made_again(pipeline, tmp_path):
@@ -216,7 +237,7 @@ def test_a_lost_image_and_a_torn_table_are_made_again(pipeline, tmp_path):
     (tmp_path / "rose/000000.png").unlink()
     table = tmp_path / "metadata.csv"
     table.write_text(table.read_text()[:-25])
-    assert to_folder(pipeline, tmp_path).made == 3  # the first batch and the last
+    assert to_folder(pipeline, tmp_path) == 3  # the first batch and the last
     assert files(tmp_path) == before
 
 
@@ -230,12 +251,19 @@ def test_a_folder_of_other_settings_is_refused(pipeline, tmp_path):
         to_folder(pipeline, tmp_path / "b", classes=["rose", "tulip"])
 
 
-def test_write_wants_as_many_prompts_as_images(tmp_path):
+def test_write_wants_as_many_rows_as_images(tmp_path):
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(UserError, match="prompts=1: must be one for each of the 2 images"):
-        write(images, tmp_path, prompts=["a"], seeds=0)
+    with pytest.raises(UserError, match="rows=1: must be one for each of the 2 images"):
+        write(images, tmp_path, [{"file_name": "a.png", "text": "a"}])
     with pytest.raises(UserError, match="uint8"):
-        write(images.float(), tmp_path, prompts=["a", "b"], seeds=0)
+        write(images.float(), tmp_path, [{"file_name": "a.png"}, {"file_name": "b.png"}])
+
+
+def test_a_sheet_shows_the_same_noise_each_time(pipeline, tmp_path):
+    for name in ("a", "b"):
+        save_sheet(pipeline, PROMPTS, tmp_path / "sheets" / f"{name}.png")
+    assert (tmp_path / "sheets" / "a.png").read_bytes() == (tmp_path / "sheets" / "b.png").read_bytes()
+    assert Image.open(tmp_path / "sheets" / "a.png").size == (4 * 18 + 2, 2 * 18 + 2)
 
 
 def test_the_library_reads_a_generated_folder_with_its_captions(pipeline, tmp_path):

@@ -1,6 +1,7 @@
 """Distillation of a tiny student: it learns, logs its terms, resumes, and becomes a pipeline by command."""
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,12 +13,16 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from kdcdiff import cli
-from kdcdiff.data import latents
+from kdcdiff.cli.distill import SETTINGS, WEIGHTS
+from kdcdiff.data import flora, latents
 from kdcdiff.data.latents import LatentSet
+from kdcdiff.errors import UserError
 from kdcdiff.models import surgery
 from kdcdiff.models.pipeline import SCHEDULER, load_pipeline
-from kdcdiff.training.distill import distill, distill_together
-from kdcdiff.training.losses import BKSDMLoss, KDCLoss
+from kdcdiff.training.distill import _DTYPES, OBJECTIVES, distill, distill_together
+from kdcdiff.training.loop import SCHEDULES
+from kdcdiff.training.losses import LABELS, READINGS, BKSDMLoss, KDCLoss
+from kdcdiff.training.protocols import PROTOCOLS
 
 from ..conftest import REPO
 
@@ -62,17 +67,8 @@ def test_a_student_comes_closer_to_its_teacher_and_the_teacher_stays(teacher, ca
     before_weights = [p.clone() for p in teacher.parameters()]
     student = surgery.shrink(teacher, "bk-sdm-base").requires_grad_(True)
     before = distance(student, teacher, cache)
-    log = distill(
-        student,
-        teacher,
-        cache,
-        SCHEDULER,
-        KDCLoss(alpha=1.0, beta=1.0, gamma=0.0),
-        steps=60,
-        batch=16,
-        lr=3e-3,
-        describe="",
-    )
+    objective = KDCLoss(alpha=1.0, beta=1.0, gamma=0.0)
+    log = distill(student, teacher, cache, SCHEDULER, objective, steps=60, batch=16, lr=3e-3, describe="")
     assert distance(student, teacher, cache) < 0.5 * before
     terms = {"soft", "hard", "feature", "mse"}
     assert {"step", "loss", *terms} == set(log[-1])
@@ -136,42 +132,91 @@ def test_a_second_call_goes_on_from_the_last_checkpoint(teacher, cache, tmp_path
 
 
 def test_the_command_writes_a_pipeline_that_plain_diffusers_runs(tmp_path, capsys):
-    words = [
-        "distill",
-        "--out",
-        str(tmp_path / "student"),
-        "--steps",
-        "2",
-        "--batch",
-        "4",
-        "--per-class",
-        "2",
-        *("--views", "2", "--sheet-every", "1", "--ema", "0.5", "--accumulate", "2"),
-    ]
+    words = ["distill", "--out", str(tmp_path / "student"), "--steps", "2", "--batch", "4", "--per-class", "2"]
+    words += ["--views", "2", "--sheet-every", "1", "--ema", "0.5", "--accumulate", "2", "--device", "cpu"]
     assert cli.main(words) == 0
-    assert sorted(f.name for f in (tmp_path / "student.work" / "sheets").iterdir()) == [
-        "step-0000001.png",
-        "step-0000002.png",
-    ]
+    sheets = sorted(f.name for f in (tmp_path / "student.work" / "sheets").iterdir())
+    assert sheets == ["step-0000001.png", "step-0000002.png"]
     pipeline = load_pipeline(tmp_path / "student")
     assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
-    assert len(pipeline.unet.down_blocks) == 3 and not (tmp_path / "student.work" / "pipeline").exists()
+    assert len(pipeline.unet.down_blocks) == 3
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "kdc-described: a student of flora" in card and "not been retrained" not in card
+    assert "| objective | kdc-diff: alpha 0.9, beta 0.1, gamma 1.0, temperature 4.0, reading all, label" in card
+    assert "24 images, 2 views of each" in card and "| steps | 2 |" in card and "| seed | 0 |" in card
+    assert "| losses at the end | loss " in card and "feature " in card
     assert cli.main(words) == 2
-    assert "out=" in capsys.readouterr().err
+    assert "--out: path=" in capsys.readouterr().err
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """Runs the command up to the training; returns what that was called with, and the classes that it would see."""
+
+    def command(*words):
+        seen = {}
+
+        def stop(student, teacher, latents, scheduler, objective, **settings):
+            seen.update(settings, objective=objective, classes=latents.classes)
+            raise UserError("stopped")
+
+        monkeypatch.setattr("kdcdiff.training.distill.distill", stop)
+        base = ["distill", "--out", str(tmp_path / "student"), "--per-class", "1", "--device", "cpu"]
+        assert cli.main([*base, *words]) == 2
+        return seen
+
+    return command
+
+
+def test_each_protocol_has_its_own_objective(told):
+    seen = told("--protocol", "bk-sdm")
+    assert seen["objective"] == BKSDMLoss() and (seen["steps"], seen["batch"], seen["accumulate"]) == (50_000, 64, 4)
+    seen = told("--protocol", "bk-sdm", "--objective", "kdc-diff", "--alpha", "0.5", "--label", "argmax", "--lr", "1")
+    assert seen["objective"] == KDCLoss(alpha=0.5, label="argmax") and (seen["lr"], seen["batch"]) == (1.0, 64)
+    assert told("--protocol", "bk-sdm", "--feature-weight", "0.2")["objective"] == BKSDMLoss(feature=0.2)
+    assert told()["objective"] == KDCLoss()
+
+
+def test_it_never_trains_on_a_novel_class(told, capsys):
+    assert told()["classes"] == flora.BASE
+    assert told("--classes", "rose", "daisy")["classes"] == ("rose", "daisy")
+    capsys.readouterr()
+    assert told("--classes", flora.NOVEL[0]) == {}
+    assert f"error: classes='{flora.NOVEL[0]}': must be of {flora.BASE[0]}, " in capsys.readouterr().err
+
+
+def test_the_options_are_those_of_the_library():
+    """The command line says them again, so that it can refuse without importing torch."""
+    for objective, options in WEIGHTS.items():
+        own = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[objective])}
+        assert own == {field: type(own[field])(text.rpartition("(")[2][:-1]) for field, _, text in options.values()}
+    for names, known in (("reading", READINGS), ("label", LABELS)):
+        for name in known:
+            assert WEIGHTS["kdc-diff"][f"--{names}"][1](name) == name
+    for names, known in (("schedule", SCHEDULES), ("precision", _DTYPES)):
+        for name in known:
+            assert SETTINGS[names][0](name) == name
+    assert all(protocol["objective"] in OBJECTIVES for protocol in PROTOCOLS.values())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "2"], "alpha=2.0: must be between 0 and 1"),
+        (["--alpha", "2"], "--alpha: must be a number from 0 to 1, not '2'"),
+        (["--steps", "-1"], "--steps: must be a whole number from 1, not '-1'"),
+        (["--reading", "none"], "--reading: must be one of all, space, channels, not 'none'"),
         (["--variant", "bk-sdm-large"], "variant='bk-sdm-large'"),
         (["--teacher", "fauna"], "pipeline='fauna'"),
         (["--data", "/nowhere"], "dataset="),
+        (["--protocol", "bk-sdm", "--alpha", "0.5"], "--alpha: belongs to --objective kdc-diff"),
+        (["--output-weight", "1"], "--output-weight: belongs to --objective bk-sdm"),
+        (["--protocol", "kdc-diff", "--device", "cpu"], "precision='fp16': needs a GPU"),
     ],
 )
 def test_bad_words_on_the_command_line_leave_nothing(tmp_path, capsys, words, message):
     assert cli.main(["distill", "--out", str(tmp_path / "student"), *words]) == 2
-    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and not list(tmp_path.iterdir())
 
 
 SHARED = """
@@ -182,9 +227,10 @@ from accelerate import PartialState
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 sys.path.insert(0, sys.argv[2])
-from tests.test_distill import SCHEDULER, TINY, tiny_cache
-from kdcdiff import distill, surgery
-from kdcdiff.losses import KDCLoss
+from tests.training.test_distill import SCHEDULER, TINY, tiny_cache
+from kdcdiff.models import surgery
+from kdcdiff.training import distill
+from kdcdiff.training.losses import KDCLoss
 torch.set_num_threads(1)
 torch.manual_seed(0)
 teacher = UNet2DConditionModel(**TINY)

@@ -1,0 +1,136 @@
+"""A folder of pictures: how a file is decoded, its table of captions, and `ImageFolder`, which streams it."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kdcdiff.data.image_set import IMAGE_SUFFIXES
+from kdcdiff.errors import UserError, check
+
+METADATA = "metadata.csv"  # the imagefolder convention of `datasets`: file_name, text (or caption), further columns
+TEXT = ("text", "caption")  # what the column of captions may be called
+
+
+def read_image(path: Path, size: int | None = None) -> np.ndarray:
+    """Decode a picture to RGB, (H, W, 3) uint8; with `size` its centre square at that side, (size, size, 3).
+
+    UserError names a file that cannot be read, or has more pixels than Pillow takes for an attack (179 million).
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        raise UserError(f"image={str(path)!r}: cannot be read ({reason})") from error
+    if size is None:
+        return np.asarray(image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+
+
+def image_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """List the image files of a folder that match `pattern`, sorted by name; hidden ones are left out."""
+    found = (f for f in folder.glob(pattern) if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith("."))
+    return sorted(found)
+
+
+def read_metadata(folder: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a folder's ``metadata.csv`` whose images are there: none without a table, no torn last line.
+
+    UserError: a table that does not name its files.
+    """
+    path = Path(folder) / METADATA
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    check(not rows or "file_name" in rows[0], METADATA, str(path), "needs the columns file_name and text")
+    return [row for row in rows if None not in row.values() and (path.parent / row["file_name"]).is_file()]
+
+
+def column_of(rows: Sequence[Mapping[str, str]], *names: str) -> dict[str, str] | None:
+    """Return the first of these columns that a table has, by file name; None where it has none of them."""
+    name = next((n for n in names if rows and all(n in row for row in rows)), None)
+    return None if name is None else {row["file_name"]: row[name] for row in rows}
+
+
+class ImageFolder:
+    """Images in or below a folder, in the order of their names unless `files` says which, and in what order.
+
+    Iterates as batches (n, 3, H, W) uint8, any number of times: at their own size, which must be one, or with `size`
+    as centre squares. Files are read ahead in threads, a batch at most, so memory does not grow with the folder.
+    UserError: no folder or no images in it; on iterating, an unreadable image or images of several sizes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int = 256,
+        *,
+        files: Sequence[Path] | None = None,
+        size: int | None = None,
+        workers: int = 4,
+    ) -> None:
+        self.folder, self.batch_size, self.size, self.workers = Path(folder).expanduser(), batch_size, size, workers
+        check(self.folder.is_dir(), "folder", str(folder), "must be a folder of images")
+        self.files = list(image_files(self.folder, "**/*") if files is None else files)
+        check(bool(self.files), "folder", str(folder), f"must hold images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def decoded(self) -> Iterator[tuple[Path, Future[np.ndarray]]]:
+        """Yield each file with its picture (H, W, 3) uint8, whose ``result()`` raises UserError if it is unreadable."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead = deque(pool.submit(read_image, path, self.size) for path in self.files[: self.batch_size])
+            for i, path in enumerate(self.files):
+                if i + self.batch_size < len(self.files):
+                    ahead.append(pool.submit(read_image, self.files[i + self.batch_size], self.size))
+                yield path, ahead.popleft()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        first: tuple[int, ...] | None = None
+        batch: list[np.ndarray] = []
+        for i, (path, picture) in enumerate(self.decoded(), 1):
+            image = picture.result()
+            height, width = image.shape[:2]
+            first = first or (height, width)
+            allowed = f"is {width}x{height}; the first one is {first[1]}x{first[0]}, and all must have one size"
+            check((height, width) == first, "image", str(path), allowed)
+            batch.append(image)
+            if len(batch) == self.batch_size or i == len(self):
+                yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
+                batch = []
+
+    def _column(self, *names: str) -> list[str] | None:
+        """Return one column of the table in the images' order. UserError: an image without a row."""
+        values = column_of(read_metadata(self.folder), *names)
+        if values is None:
+            return None
+        own = [f.relative_to(self.folder).as_posix() for f in self.files]
+        missing = next((Path(name).name for name in own if name not in values), "")
+        allowed = f"has {len(values)} rows for {len(self)} images; {missing} has no prompt"
+        check(not missing, METADATA, str(self.folder), allowed)
+        return [values[name] for name in own]
+
+    def prompts(self) -> list[str] | None:
+        """Return each image's prompt from ``metadata.csv``; None where the folder has none."""
+        return self._column(*TEXT)
+
+    def classes(self) -> list[str] | None:
+        """Return each image's class, from ``metadata.csv`` or its folder's name; None where there is neither."""
+        named = self._column("class")
+        if named and all(named):
+            return named
+        return [f.parent.name for f in self.files] if all(f.parent != self.folder for f in self.files) else None

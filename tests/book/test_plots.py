@@ -1,0 +1,31 @@
+"""The figures' makers: what is drawn is what was given."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+
+from kdcdiff.book import plots
+from kdcdiff.metrics.estimate import Estimate, as_estimate
+
+matplotlib.use("Agg")
+
+
+def test_bars_show_estimates_with_their_intervals():
+    values = {
+        "sure": Estimate(0.5, 0.4, 0.7),
+        "at the end": Estimate(1.0, 0.8, 1.0),
+        "exact": as_estimate(0.25),
+        "a number": 0.75,
+        "one seed": Estimate(0.6, -math.inf, math.inf, n=1),
+    }
+    figure = plots.bars(values, unit="share", limit=(0, 1))
+    axis = figure.axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [0.5, 1.0, 0.25, 0.75, 0.6]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(values)
+    whiskers = [[x for x, _ in segment] for segment in axis.collections[0].get_segments()]
+    assert np.array(whiskers[:2]) == pytest.approx(np.array([[0.4, 0.7], [0.8, 1.0]]))
+    assert [len(whisker) for whisker in whiskers[2:]] == [0, 0, 0], "where nothing is known, or all"
+    assert axis.get_xlim() == (0, 1) and axis.get_xlabel() == "share"
+    figure.canvas.draw()
