@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcdiff.models.shipped import shipped
 
 
 class Classifier(nn.Module):
-    """The in-domain classifier: a small convolutional network that has seen real images only, of every class.
+    """The in-domain classifier: a small convolutional network of four stages, each of which halves the side.
 
-    Takes images (N, 3, 64, 64), uint8 or float in [0, 1]; gives logits (N, classes). `features` are what in-domain
-    FID and KID are measured on, (N, 128).
+    Takes images (N, 3, H, W) of 16 pixels a side or more, uint8 or float in [0, 1]; gives logits (N, classes).
     """
 
     def __init__(self, classes: Sequence[str], width: int = 24) -> None:
@@ -29,35 +28,39 @@ class Classifier(nn.Module):
             layers += [nn.Conv2d(previous, current, 3, padding=1), nn.GroupNorm(8, current), nn.SiLU()]
             layers += [nn.Conv2d(current, current, 3, padding=1, groups=8), nn.SiLU(), nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(128, len(self.classes))
+        self.head = nn.Linear(channels[-1], len(self.classes))
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """The feature map of each of the four stages, (N, C, H, W), before its pooling."""
-        x, found = (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1, []
+    def _run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return each stage's output before its pooling, and the last one's after it."""
+        x = (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1
+        maps = []
         for layer in self.body:
             if isinstance(layer, nn.MaxPool2d):
-                found.append(x)
+                maps.append(x)
             x = layer(x)
-        return found
+        return maps, x
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the feature map of each of the four stages, (N, C, h, w), before its pooling."""
+        return self._run(images)[0]
 
     def features(self, images: Tensor) -> Tensor:
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        return self.body(pixels * 2 - 1).amax((2, 3))
+        """Compute what in-domain FID and KID are measured on, (N, 128)."""
+        return self._run(images)[1].amax((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    from safetensors.torch import save_file
-
+    """Write `folder`: the classes, and the weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"classes": classifier.classes}, indent=1))
     save_file({k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors")
 
 
 def load_classifier(folder: Path | None = None) -> Classifier:
-    """The independent classifier, the shipped one (all flora classes) or a folder's."""
+    """Read the independent classifier, the shipped one (all flora classes) or a folder's, in float32, frozen."""
     folder = folder or shipped("classifier")
     model = Classifier(json.loads((folder / "config.json").read_text())["classes"])
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})

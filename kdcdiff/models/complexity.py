@@ -11,20 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdcdiff.errors import check
 from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, LATENT, TEXT_ENCODER, TOKENS
 from kdcdiff.models.macs import CONVENTIONS, Count
 from kdcdiff.models.macs import count as count_call
+
+if TYPE_CHECKING:  # see kdcdiff.models.surgery
+    from diffusers import UNet2DConditionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,8 @@ def pipeline_cost(
 
 def count_text_encoder(config: Mapping[str, Any]) -> Count:
     """Count one prompt of full length through the text encoder of a `CLIPTextConfig`."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     with torch.device("meta"):
         net = CLIPTextModel(CLIPTextConfig(**config)).eval()
         return count_call(net, torch.zeros(1, net.config.max_position_embeddings, dtype=torch.long))
@@ -191,6 +194,8 @@ def count_text_encoder(config: Mapping[str, Any]) -> Count:
 
 def count_decoder(config: Mapping[str, Any], latent: int) -> Count:
     """Count a latent of `latent` squared through the decoding half of an autoencoder, its first 1x1 convolution too."""
+    from diffusers import AutoencoderKL
+
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(config)).eval()
         z = torch.empty(1, vae.config.latent_channels, latent, latent)

@@ -11,15 +11,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from typing import TYPE_CHECKING, Any
 
 import kdcdiff
 from kdcdiff.errors import check
 from kdcdiff.models import surgery
 from kdcdiff.models.unet_files import Checkpoint
 from kdcdiff.models.variants import Variant
+
+if TYPE_CHECKING:  # see kdcdiff.models.surgery
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 CARD = """---
 library_name: diffusers

@@ -1,36 +1,34 @@
-"""U-Net surgery: what to remove from a Stable Diffusion U-Net, written down as a value, and carried out with
-its weights.
+"""U-Net surgery: what to remove from a Stable Diffusion U-Net, written as a value and carried out with its weights.
 
-A `Variant` says what leaves. Everything else follows from it and from the teacher's configuration: the
-student's diffusers configuration (`student_config`), which teacher parameter each student parameter comes
-from (`weight_map`), and the student itself (`shrink`). No variant has code of its own.
+A `Variant` says what leaves. Everything else follows from it and from the teacher's configuration: the student's
+diffusers configuration (`student_config`), which teacher parameter each student parameter comes from (`weight_map`),
+and the student itself (`shrink`). No variant has code of its own.
 
-Which layers stay (BK-SDM, section 3.1.1): a down stage keeps its first R-T pairs, an up stage its first ones
-and its last one, because the last one reads the skip connection of the stage's beginning. A layer of an up
-stage reads one skip connection each, so where a down stage loses a layer, the up stage opposite loses the
-layer that read it."""
+Which layers stay (BK-SDM, section 3.1.1): a down stage keeps its first R-T pairs, an up stage its first ones and its
+last one, because the last one reads the skip connection of the stage's beginning. A layer of an up stage reads one skip
+connection each, so where a down stage loses a layer, the up stage opposite loses the layer that read it.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.models.unet_files import Checkpoint
 from kdcdiff.models.variants import Variant, variant
 
+if TYPE_CHECKING:  # importing diffusers takes twice as long as torch: only what makes a network does it
+    from diffusers import UNet2DConditionModel
+
 FAMILY = "the four-stage family of Stable Diffusion 1.x and 2.x (diffusers' UNet2DConditionModel)"
 WIDTHS = "block_out_channels"
-MID_KEYS = (
-    "attention_head_dim",
-    "cross_attention_dim",
-    "transformer_layers_per_block",
-)  # of the innermost stage
+MID_KEYS = ("attention_head_dim", "cross_attention_dim", "transformer_layers_per_block")  # of the innermost stage
 PER_STAGE = (WIDTHS, *MID_KEYS, "layers_per_block", "num_attention_heads", "only_cross_attention")
 """Configuration entries that may hold one value per stage, outermost stage first."""
 FOREIGN = {  # entries that make a U-Net another kind of network, and which kind
@@ -40,21 +38,18 @@ FOREIGN = {  # entries that make a U-Net another kind of network, and which kind
     "reverse_transformer_layers_per_block": "an asymmetric U-Net",
 }
 
-
 # --- what the student looks like
 
 
 def student_config(config: Mapping[str, Any], what: str | Variant) -> dict[str, Any]:
-    """The student's diffusers configuration; `config` is the teacher's.
+    """Derive the student's diffusers configuration; `config` is the teacher's.
 
-    `UserError` where the teacher is not of the family, or the variant leaves it without a stage.
+    Raises `UserError` where the teacher is not of the family, or the variant leaves it without a stage.
     """
     check_family(config)
-    cut = variant(what)
-    student = {k: v for k, v in config.items() if k in _DEFAULTS or k == "_class_name"}
-    full = _DEFAULTS | student
-    n = len(full[WIDTHS])
-    widths = tuple(full[WIDTHS])
+    cut, full = variant(what), with_defaults(config)
+    student = {k: v for k, v in config.items() if k in full or k == "_class_name"}
+    widths, n = tuple(full[WIDTHS]), len(full[WIDTHS])
 
     def need(ok: bool, allowed: str) -> None:
         check(ok, "variant", cut.name, allowed)
@@ -70,52 +65,56 @@ def student_config(config: Mapping[str, Any], what: str | Variant) -> dict[str, 
     if stages < n:
         for key in (WIDTHS, *MID_KEYS) if cut.mid else (WIDTHS,):  # what the new neighbours must agree in
             *_, outer, inner = _stage_values(full, key)
-            need(
-                inner == outer,
-                f"does not fit: this teacher's two innermost stages differ in {key}, {outer} and {inner}",
-            )
-        for key in PER_STAGE:
-            if isinstance(full[key], list | tuple):
-                student[key] = list(full[key])[:stages]
+            differ = f"this teacher's two innermost stages differ in {key}, {outer} and {inner}"
+            need(inner == outer, f"does not fit: {differ}")
+        student |= {key: list(full[key])[:stages] for key in PER_STAGE if isinstance(full[key], list | tuple)}
         student["down_block_types"] = list(full["down_block_types"])[:stages]
         student["up_block_types"] = list(full["up_block_types"])[n - stages :]
     if pairs != had or stages < n:
-        left_pairs = pairs[:stages]
-        student["layers_per_block"] = left_pairs[0] if len(set(left_pairs)) == 1 else left_pairs
+        kept = pairs[:stages]
+        student["layers_per_block"] = kept[0] if len(set(kept)) == 1 else kept
     if not cut.mid:
         student["mid_block_type"] = None
     return student
 
 
 def check_family(config: Mapping[str, Any]) -> None:
-    """Raise `UserError` that says what a configuration is, unless it is a U-Net of the family; channels are free."""
+    """Raise `UserError` that says what a configuration is, unless it is a U-Net of the family. Channels are free."""
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
     if (named or "UNet2DConditionModel") != "UNet2DConditionModel":
         raise UserError(f"teacher={named!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
     for key, what in FOREIGN.items():
         if config.get(key) is not None:
             raise UserError(f"teacher={key}={config[key]!r}: {what}; supported is {FAMILY}")
-    full = _DEFAULTS | dict(config)
-    down, up = list(full["down_block_types"]), list(full["up_block_types"])
+    full = with_defaults(config)
+    down, up, mid = list(full["down_block_types"]), list(full["up_block_types"]), full["mid_block_type"]
     mirrored = [b.replace("Down", "Up") for b in reversed(down)] == up
     plain = set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}
     check(mirrored and plain, "teacher", down, f"stages of another kind; supported is {FAMILY}")
-    mid = full["mid_block_type"]
-    known_mid = mid in ("UNetMidBlock2DCrossAttn", None)
-    check(known_mid, "teacher", mid, f"a mid stage of another kind; supported is {FAMILY}")
+    known = mid in ("UNetMidBlock2DCrossAttn", None)
+    check(known, "teacher", mid, f"a mid stage of another kind; supported is {FAMILY}")
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with every entry that diffusers' U-Net takes, and no other."""
-    return _DEFAULTS | {k: v for k, v in config.items() if k in _DEFAULTS}
+    """Complete a configuration: every entry that diffusers' U-Net takes, and no other."""
+    return {name: config.get(name, default) for name, default in _defaults().items()}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    from diffusers import UNet2DConditionModel
+
+    parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
 def layers(config: Mapping[str, Any]) -> list[int]:
-    """Layers (R-T pairs, or R alone) of each down stage; an up stage has one more."""
-    return list(_stage_values(_DEFAULTS | dict(config), "layers_per_block"))
+    """Count the layers (R-T pairs, or R alone) of each down stage; an up stage has one more."""
+    return list(_stage_values(with_defaults(config), "layers_per_block"))
 
 
 def _pairs_left(full: Mapping[str, Any], cut: Variant) -> list[int]:
+    """Count the layers that `cut` leaves to each down stage."""
     had = layers(full)
     fewer = (cut.fewer_pairs,) * len(had) if isinstance(cut.fewer_pairs, int) else cut.fewer_pairs
     allowed = f"one number, or one for each of the teacher's {len(had)} stages"
@@ -127,6 +126,7 @@ def _pairs_left(full: Mapping[str, Any], cut: Variant) -> list[int]:
 
 
 def _stage_values(full: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """Spread an entry over the stages, outermost first."""
     value = full[key]
     return tuple(value) if isinstance(value, list | tuple) else (value,) * len(full[WIDTHS])
 
@@ -135,10 +135,9 @@ def _stage_values(full: Mapping[str, Any], key: str) -> tuple[Any, ...]:
 
 
 def weight_map(config: Mapping[str, Any], what: str | Variant) -> dict[str, str]:
-    """Student parameter name -> the teacher parameter that it takes its values from, for every one."""
-    cut, small = variant(what), student_config(config, what)
-    full = _DEFAULTS | dict(config)
-    had, left = layers(full), layers(_DEFAULTS | small)
+    """Map each of the student's parameters to the teacher's parameter that it takes its values from."""
+    small = student_config(config, what)
+    had, left = layers(config), layers(small)
     gone = len(had) - len(left)  # innermost stages removed
     names = {}
     for name in parameter_shapes(small):
@@ -151,26 +150,25 @@ def weight_map(config: Mapping[str, Any], what: str | Variant) -> dict[str, str]
                 part[3] = str(had[s])  # the last layer stays the last
         names[name] = ".".join(part)
     missing = [t for t in names.values() if t not in parameter_shapes(config)]
-    assert not missing, f"{cut.name}: {missing[:3]}"
+    assert not missing, f"{variant(what).name}: {missing[:3]}"
     return names
 
 
 def layer_of(parameter: str) -> str:
-    """Return the layer that a parameter belongs to: ``down_blocks.0.resnets.1``, ``conv_in``."""
+    """Name a parameter's layer: ``down_blocks.0.resnets.1``, ``mid_block.attentions.0``, ``conv_in``."""
     part = parameter.split(".")
     return ".".join(part[: {"down_blocks": 4, "up_blocks": 4, "mid_block": 3}.get(part[0], 1)])
 
 
 def layers_kept(config: Mapping[str, Any], what: str | Variant) -> dict[str, bool]:
-    """Each layer of the teacher, in its own order, and whether the student has it."""
+    """Say of each layer of the teacher, in its own order, whether the student has it."""
     kept = {layer_of(source) for source in weight_map(config, what).values()}
     return {layer: layer in kept for layer in dict.fromkeys(map(layer_of, parameter_shapes(config)))}
 
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Name and shape of every parameter of a U-Net configuration, without making it."""
-    known = {k: v for k, v in config.items() if k in _DEFAULTS}
-    return _parameter_shapes(json.dumps(known, sort_keys=True, default=list))
+    """Name and size every parameter of a U-Net configuration, without making it."""
+    return _parameter_shapes(json.dumps(with_defaults(config), sort_keys=True, default=list))
 
 
 @lru_cache(maxsize=64)
@@ -179,17 +177,21 @@ def _parameter_shapes(config: str) -> dict[str, torch.Size]:
 
 
 def on_meta(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """The U-Net of a configuration on the meta device: shapes, no memory."""
-    arguments = {k: v for k, v in config.items() if k in _DEFAULTS}
+    """Make the U-Net of a configuration on the meta device: shapes, no memory."""
+    from diffusers import UNet2DConditionModel
+
     with torch.device("meta"):
-        return UNet2DConditionModel(**arguments).eval()
+        return UNet2DConditionModel(**{k: v for k, v in config.items() if k in _defaults()}).eval()
 
 
 def shrink(teacher: UNet2DConditionModel, what: str | Variant) -> UNet2DConditionModel:
-    """A student of `teacher` with the teacher's weights carried over, on its device and in its dtype.
+    """Make a student of `teacher`: the teacher's weights carried over, on its device, in its dtype, in its mode.
 
-    The student owns its memory; beside teacher and student nothing is allocated. `teacher` is left as it was.
+    The student owns its memory; beside teacher and student nothing is allocated. `teacher` is left as it was. Raises
+    `UserError` where `teacher` is not a U-Net of the family, or its weights are not those of its configuration.
     """
+    from diffusers import UNet2DConditionModel
+
     if not isinstance(teacher, UNet2DConditionModel):
         raise UserError(f"teacher={type(teacher).__name__!r}: not a U-Net that can be shrunk; supported is {FAMILY}")
     weights = teacher.state_dict()
@@ -202,7 +204,10 @@ def shrink(teacher: UNet2DConditionModel, what: str | Variant) -> UNet2DConditio
 
 
 def shrink_checkpoint(checkpoint: Checkpoint, what: str | Variant) -> UNet2DConditionModel:
-    """A student straight from a checkpoint: only the tensors that it keeps are read, the teacher never is."""
+    """Make a student straight from a checkpoint: only the tensors that it keeps are read, the teacher never is.
+
+    Raises `UserError` where the tensors are not those of the checkpoint's configuration.
+    """
     check_weights(checkpoint.shapes(), checkpoint.config, checkpoint.source)
     student = on_meta(student_config(checkpoint.config, what))
     student.load_state_dict(dict(checkpoint.read(weight_map(checkpoint.config, what))), strict=True, assign=True)
@@ -210,9 +215,9 @@ def shrink_checkpoint(checkpoint: Checkpoint, what: str | Variant) -> UNet2DCond
 
 
 def check_weights(weights: Mapping[str, Any], config: Mapping[str, Any], where: str = "teacher") -> None:
-    """`UserError` naming the first tensor that is missing, surplus or of another shape than `config` says.
+    """Raise `UserError` naming the first tensor that is missing, surplus or of another shape than `config` says.
 
-    Values need a ``.shape`` only, so that a checkpoint can be checked before it is read.
+    The values of `weights` need a ``.shape`` only, so that a checkpoint can be checked before it is read.
     """
     check_family(config)
     shapes = parameter_shapes(config)
@@ -225,13 +230,3 @@ def check_weights(weights: Mapping[str, Any], config: Mapping[str, Any], where: 
     for name, shape in shapes.items():
         held = tuple(weights[name].shape)
         check(held == tuple(shape), where, name, f"has shape {held}, its configuration says {tuple(shape)}")
-
-
-def _defaults() -> dict[str, Any]:
-    import inspect
-
-    parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
-    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-
-
-_DEFAULTS = _defaults()

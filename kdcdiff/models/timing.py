@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from kdcdiff.errors import check
 from kdcdiff.models import surgery
 from kdcdiff.models.configs import CONFIGS, TOKENS
 from kdcdiff.provenance import PeakMemory
+
+if TYPE_CHECKING:  # see kdcdiff.models.surgery
+    from diffusers import UNet2DConditionModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

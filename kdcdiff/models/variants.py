@@ -1,12 +1,13 @@
 """What to remove from a U-Net, as values: the networks of the two papers, and any that a reader writes.
 
-A variant is data. `kdcdiff.surgery` derives everything else from it and from the teacher's configuration, and
-no variant has code of its own."""
+A variant is data. `kdcdiff.models.surgery` derives everything else from it and from the teacher's configuration, and no
+variant has code of its own.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,45 +44,42 @@ class Variant:
 
     @property
     def description(self) -> str:
-        """What is removed, in words: the author's clause, or one made from the value."""
+        """Say what is removed: the author's clause, or one made from the value."""
         pairs = f"R-T pairs per stage: {self.fewer_pairs}" if self.fewer_pairs else ""
         inner = {"kept": "", "down removed": "DownBlock2D", "both removed": "DownBlock2D, UpBlock2D"}[self.innermost]
         mid = "" if self.mid else "the mid stage"
         return self.removed or "; ".join(filter(None, (pairs, inner, mid))) or "nothing"
 
 
-VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        Variant("original", "nothing"),
-        Variant("fewer-pairs", "one R-T pair of every down and up stage", fewer_pairs=1),
-        Variant("bk-sdm-base", "one R-T pair of every down and up stage", fewer_pairs=1),
-        Variant("bk-sdm-small", "one R-T pair of every stage; the mid stage", fewer_pairs=1, mid=False),
-        Variant(
-            "bk-sdm-tiny",
-            "one R-T pair of every stage; DownBlock2D and UpBlock2D; the mid stage",
-            1,
-            "both removed",
-            mid=False,
-        ),
-        Variant("mid-removed", "the mid stage", mid=False),
-        Variant(
-            "down-removed",
-            "DownBlock2D, and the layers of UpBlock2D that read its skip connections",
-            innermost="down removed",
-        ),
-        Variant("down-up-removed", "DownBlock2D and UpBlock2D", innermost="both removed"),
-        Variant("kdc-described", "one R-T pair of every stage; DownBlock2D and UpBlock2D", 1, "both removed"),
-        Variant("kdc-printed", "one R-T pair of every stage; the mid stage", fewer_pairs=1, mid=False),
-    )
-}
-"""The networks of the two papers. `kdc-described` is the one that KDC-Diff's text describes, `kdc-printed`
-the one whose parameter count its Table 2 prints (BK-SDM-Small, to the last digit)."""
+_PAIRS, _DOWN_UP, _MID = "one R-T pair of every stage", "DownBlock2D and UpBlock2D", "the mid stage"
+_BASE = Variant("fewer-pairs", "one R-T pair of every down and up stage", fewer_pairs=1)
+_SMALL = Variant("bk-sdm-small", f"{_PAIRS}; {_MID}", fewer_pairs=1, mid=False)
+_ALL = (
+    Variant("original", "nothing"),
+    _BASE,
+    replace(_BASE, name="bk-sdm-base"),
+    _SMALL,
+    Variant("bk-sdm-tiny", f"{_PAIRS}; {_DOWN_UP}; {_MID}", fewer_pairs=1, innermost="both removed", mid=False),
+    Variant("mid-removed", _MID, mid=False),
+    Variant(
+        "down-removed",
+        "DownBlock2D, and the layers of UpBlock2D that read its skip connections",
+        innermost="down removed",
+    ),
+    Variant("down-up-removed", _DOWN_UP, innermost="both removed"),
+    Variant("kdc-described", f"{_PAIRS}; {_DOWN_UP}", fewer_pairs=1, innermost="both removed"),
+    replace(_SMALL, name="kdc-printed"),
+)
+VARIANTS: dict[str, Variant] = {v.name: v for v in _ALL}
+"""The networks of the two papers, under the papers' names: two have two. `kdc-described` is the one that KDC-Diff's
+text describes, `kdc-printed` the one whose parameter count its Table 2 prints (BK-SDM-Small's, to the last digit)."""
 
 
 def variant(what: str | Path | Variant) -> Variant:
-    """A variant by name, as a value, or from a JSON file with `Variant`'s fields (the file's name is the
-    default name)."""
+    """Read a variant: by name, as a value, or from a JSON file with `Variant`'s fields (its name is the default name).
+
+    Raises `UserError` on an unknown name, a missing file, and fields that are not a variant's.
+    """
     if isinstance(what, Variant):
         return what
     if what in VARIANTS:
@@ -90,10 +88,7 @@ def variant(what: str | Path | Variant) -> Variant:
     allowed = f"one of {', '.join(VARIANTS)}, or a JSON file with a variant's fields"
     check(path.suffix == ".json" and path.is_file(), "variant", str(what), allowed)
     try:
-        fields = json.loads(path.read_text())
-        pairs = fields.get("fewer_pairs", 0)
-        fields["fewer_pairs"] = tuple(pairs) if isinstance(pairs, list) else pairs
-        return Variant(**{"name": path.stem} | fields)
+        return Variant(**{"name": path.stem} | json.loads(path.read_text()))
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError) as error:

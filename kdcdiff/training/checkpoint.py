@@ -1,7 +1,7 @@
-"""Snapshots of unfinished training, so that a killed run goes on: weights, optimizer moments, averages, scaler.
+"""Checkpoints of unfinished training, so that a killed run goes on: weights, optimizer moments, averages, scaler.
 
-A snapshot is one safetensors file and holds no RNG state: all randomness of a step follows from the seed and the step's
-number. It appears by a rename, so there is never half of one; the newest few are kept.
+A checkpoint is one safetensors file and holds no RNG state: all randomness of a step follows from the seed and the
+step's number. It appears by a rename, so there is never half of one; the newest few are kept.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ class EMA:
         self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
 
     def to(self, device: torch.device) -> None:
+        """Move the averages to `device`."""
         self.shadow = {name: shadow.to(device) for name, shadow in self.shadow.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        """Take in the parameters as they are after `step` (from 0)."""
         weight = 1.0 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.shadow.values()), list(self.live.values()), weight)
 
     @torch.no_grad()
     def copy_to_module(self) -> None:
+        """Put the averages in the parameters' place."""
         for name, parameter in self.live.items():
             parameter.copy_(self.shadow[name])
 
@@ -41,7 +44,7 @@ class EMA:
 def training_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, scaler: Any = None
 ) -> dict[str, Tensor]:
-    """Everything that a run must remember, as flat tensors: what `restore` reads. `scaler` is that of fp16."""
+    """Gather all that a run must remember, as flat tensors: what `restore` reads. `scaler` is that of fp16."""
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{index}.{k}": v for k, v in slots.items()}
@@ -53,13 +56,9 @@ def training_state(
 
 
 def restore(
-    state: dict[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA | None,
-    scaler: Any = None,
+    state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, scaler: Any = None
 ) -> None:
-    """Put a run back where `state_of` found it."""
+    """Put a run back where `training_state` found it."""
     model.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
@@ -75,22 +74,23 @@ def restore(
         for name, shadow in ema.shadow.items():
             shadow.copy_(state[f"ema.{name}"])
     if scaler is not None:
-        words = {k[7:]: v.item() for k, v in state.items() if k.startswith("scaler.")}
-        scaler.load_state_dict(words | {"growth_interval": int(words["growth_interval"])})
+        numbers = {k[7:]: v.item() for k, v in state.items() if k.startswith("scaler.")}
+        scaler.load_state_dict(numbers | {"growth_interval": int(numbers["growth_interval"])})
 
 
 class CheckpointFolder:
-    """A folder of the newest `keep` snapshots; `folder` None keeps nothing."""
+    """A folder of the newest `keep` checkpoints; `folder` None keeps nothing."""
 
     def __init__(self, folder: Path | None, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     @property
     def newest(self) -> Path | None:
+        """Find the checkpoint of the latest step, if there is one."""
         return max(self.folder.glob("step-*.safetensors"), default=None) if self.folder else None
 
     def save(self, step: int, state: dict[str, Tensor], log_bytes: int) -> None:
-        """Write `step`'s snapshot beside the others, make it the newest by a rename, then drop the oldest."""
+        """Write `step`'s checkpoint beside the others, make it the newest by a rename, then drop the oldest."""
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:07d}.safetensors"
@@ -103,10 +103,9 @@ class CheckpointFolder:
             old.unlink()
 
     def load(self) -> tuple[int, int, dict[str, Tensor]] | None:
-        """(steps done, bytes of the log at that time, state) of the newest snapshot, or None."""
-        newest = self.newest
-        if newest is None:
+        """Read the newest checkpoint: (steps done, bytes of the log at that time, state); None where there is none."""
+        if (newest := self.newest) is None:
             return None
         with safe_open(newest, "pt") as f:
-            words = {k: int(v) for k, v in f.metadata().items()}
-        return words["step"], words["log_bytes"], load_file(newest)
+            metadata = f.metadata()
+        return int(metadata["step"]), int(metadata["log_bytes"]), load_file(newest)

@@ -77,7 +77,7 @@ def learn(
     share: float | None = None,  # of a batch that is old; None: as if new and old were concatenated
     dropout: float = 0.1,  # of captions
     seed: int = 0,
-    folder: Path,  # finished stages and snapshots; a killed run goes on from them
+    folder: Path,  # finished stages and checkpoints; a killed run goes on from them
     origin: Origin | None = None,  # of the latents
     pixels: Tensor | None = None,  # (N, 3, H, W) uint8, the pictures behind `latents`, and
     encoder: Encoder | None = None,  # what encodes them: for ``pixels``

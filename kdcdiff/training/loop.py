@@ -2,7 +2,7 @@
 
 The loop knows nothing of what it trains: `loss` maps (model, batch, generator) to a scalar and named terms, `batch`
 maps (step, generator) to tensors. All randomness of a step comes from a generator seeded by (seed, step), so a run that
-is killed and continued from its last snapshot sees the very numbers of an unbroken one, and no RNG state has to be
+is killed and continued from its last checkpoint sees the very numbers of an unbroken one, and no RNG state has to be
 saved. `batch` gives the whole step's batch; with several processes each takes its share of the rows, so the same seed
 is the same run on any number of them.
 """
@@ -40,13 +40,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] after w
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The randomness of one step: a CPU generator seeded by (seed, step)."""
+    """Make the randomness of one step: a CPU generator seeded by (seed, step)."""
     return torch.Generator().manual_seed(seed * 1_000_003 * 10_000_019 % 2**63 + step)
 
 
 @contextlib.contextmanager
 def _log(path: Path | None, keep_bytes: int) -> Iterator[Callable[[dict[str, Any]], int]]:
-    """A JSONL log that is cut back to `keep_bytes` on resume, so that no step stands in it twice."""
+    """Open a JSONL log, cut back to `keep_bytes`, so that no step stands in it twice; rows go to what is yielded."""
     if path is None:
         yield lambda row: 0
         return
@@ -80,9 +80,9 @@ def fit(
     ema: float = 0.0,  # decay; the averaged weights are in `model` at the end
     precision: str = "no",  # accelerate's mixed precision: no, fp16 or bf16
     folder: Path | None = None,  # holds checkpoint/ and log.jsonl; None keeps nothing
-    checkpoint_every: int = 0,  # steps between snapshots; 0: by the clock alone
+    checkpoint_every: int = 0,  # steps between checkpoints; 0: by the clock alone
     checkpoint_minutes: float = 0.0,  # and after so many minutes; 0: by steps alone
-    keep: int = 2,  # snapshots
+    keep: int = 2,  # checkpoints
     log_every: int = 50,  # steps between log lines: the only places that wait for the device
     norms_every: int = 0,  # steps between measurements of each term's gradient norm (one more backward each); 0: never
     trackers: Sequence[str] = (),  # of accelerate's, beside the log: tensorboard, wandb, ...
@@ -92,8 +92,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `model` in place; return the log: step, loss, each term, now and then its gradient's norm.
 
-    Continues from `folder`'s newest snapshot where there is one. Raises `UserError` on a loss that was not finite,
-    naming the first such step and the last good snapshot; no snapshot is ever written after it.
+    Continues from `folder`'s newest checkpoint where there is one. Raises `UserError` on a loss that was not finite,
+    naming the first such step and the last good checkpoint; none is ever written after it.
     """
     check(steps >= 0, "steps", steps, "must be 0 or more")
     check(lr > 0, "lr", lr, "must be above 0")
@@ -110,10 +110,12 @@ def fit(
     bare = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     groups = list(model) if isinstance(model, nn.ModuleList) else [model]
 
-    snapshots = CheckpointFolder(folder / "checkpoint" if folder else None, keep)
-    start, log_bytes, state = snapshots.load() or (0, 0, None)
+    learnt = model, bare, averaged, accelerator.scaler  # what a checkpoint holds
+    checkpoints = CheckpointFolder(folder / "checkpoint" if folder else None, keep)
+    start, log_bytes, state = checkpoints.load() or (0, 0, None)
     if state is not None:
-        restore(state, model, bare, averaged, accelerator.scaler)
+        restore(state, *learnt)
+    del state  # a second copy of it all
     log_path = folder / "log.jsonl" if folder is not None and accelerator.is_main_process else None
     rows = [json.loads(row) for row in log_path.read_bytes()[:log_bytes].splitlines()] if log_path and log_bytes else []
 
@@ -124,11 +126,8 @@ def fit(
 
     def stop_if_failed() -> None:
         if (step := int(failed)) >= 0:
-            last = snapshots.newest
-            raise UserError(
-                f"loss={value.item()} at step {step}: must be finite; last good checkpoint: "
-                f"{last.name if last else 'none'}"
-            )
+            last = checkpoints.newest.name if checkpoints.newest else "none"
+            raise UserError(f"loss={value.item()} at step {step}: must be finite; last good checkpoint: {last}")
 
     model.train()
     shown = bool(describe) and accelerator.is_main_process
@@ -171,11 +170,9 @@ def fit(
             bar.update()
             due = checkpoint_every > 0 and done % checkpoint_every == 0
             due = due or (checkpoint_minutes > 0 and time.perf_counter() - saved > 60 * checkpoint_minutes)
-            if due and snapshots.folder and accelerator.is_main_process:
+            if due and checkpoints.folder and accelerator.is_main_process:
                 stop_if_failed()
-                snapshots.save(
-                    done, training_state(model, optimizer.optimizer, averaged, accelerator.scaler), log_bytes
-                )
+                checkpoints.save(done, training_state(*learnt), log_bytes)
                 saved = time.perf_counter()
             if watch is not None and watch_every and done % watch_every == 0 and accelerator.is_main_process:
                 model.eval()
@@ -191,7 +188,7 @@ def fit(
 
 
 def _gradient_norms(terms: Terms, model: nn.Module) -> dict[str, Tensor]:
-    """The norm of each term's gradient for the parameters of `model`, as `<term>.gradient`; unweighted as the term."""
+    """Measure each term's gradient for the parameters of `model`: `<term>.gradient`, its norm, unweighted."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     norms = {}
     for name, term in terms.items():
@@ -202,7 +199,7 @@ def _gradient_norms(terms: Terms, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _share(data: Any, accelerator: Accelerator) -> Any:
-    """This process's rows of a batch, on its device. A batch is a tensor, a mapping, or anything that takes a slice."""
+    """Take this process's rows of a batch (a tensor, a mapping, anything that takes a slice) to its device."""
     if (world := accelerator.num_processes) > 1:
         size = _size(data)
         check(size % world == 0, "batch", size, f"must be a multiple of the number of processes, {world}")
@@ -212,5 +209,5 @@ def _share(data: Any, accelerator: Accelerator) -> Any:
 
 
 def _size(data: Any) -> int:
-    """The number of samples in a batch: its length, or that of a mapping's first value."""
+    """Count the samples in a batch: its length, or that of a mapping's first value."""
     return len(next(iter(data.values()))) if isinstance(data, Mapping) else len(data)

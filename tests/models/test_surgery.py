@@ -1,5 +1,4 @@
-"""Surgery: what a variant removes, where the student's weights come from, and that plain diffusers runs what
-is left."""
+"""Surgery: what a variant removes, where its weights come from, and that plain diffusers runs what is left."""
 
 import copy
 import json
@@ -298,3 +297,12 @@ def test_modules_that_are_no_unet_and_weights_that_do_not_fit_are_named():
         surgery.check_weights(names | {"conv_in.bias": torch.zeros(1)}, SD1_LIKE)
     with pytest.raises(UserError, match="LoRA"):
         surgery.check_weights(names | {"mid_block.lora_A.weight": first}, SD1_LIKE)
+
+
+def test_planning_a_cut_needs_torch_and_nothing_slower():
+    """diffusers and transformers take longer to import than torch, and only networks need them."""
+    names = ("surgery", "variants", "feature_hooks", "classifier", "configs", "complexity", "timing", "export")
+    rooms = ", ".join(f"kdcdiff.models.{name}" for name in names)
+    slow = "[m for m in ('diffusers', 'transformers', 'scipy', 'torch._dynamo') if m in sys.modules]"
+    run = subprocess.run([sys.executable, "-c", f"import sys, {rooms}; print({slow})"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr

@@ -156,12 +156,12 @@ def test_a_class_ends_with_the_average_of_its_weights(tmp_path):
 
 
 def test_methods_part_ways_only_when_there_is_something_to_replay(tmp_path):
-    snapshots: dict[str, list[torch.Tensor]] = {}
+    weights: dict[str, list[torch.Tensor]] = {}
     for method in ("naive", "latent-replay"):
-        seen = snapshots.setdefault(method, [])
+        seen = weights.setdefault(method, [])
         after = lambda stage, unet, seen=seen: seen.append(unet.conv_in.weight.detach().clone())  # noqa: E731
         learn_tiny(tmp_path / method, method, after=after)
-    naive, replay = snapshots.values()
+    naive, replay = weights.values()
     assert torch.equal(naive[0], replay[0]) and not torch.equal(naive[1], replay[1])
 
 

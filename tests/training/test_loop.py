@@ -240,7 +240,7 @@ def test_the_gradient_norm_of_each_term_is_that_of_its_own_backward(tmp_path):
     assert torch.equal(model.weight, same.weight), "measuring changes nothing"
 
 
-def test_snapshots_by_the_clock_and_watchers_by_the_step(tmp_path):
+def test_checkpoints_by_the_clock_and_watchers_by_the_step(tmp_path):
     seen = []
     settings = {"checkpoint_minutes": 1e-9, "keep": 3, "watch": seen.append, "watch_every": 3}
     fit(linear(), squared, batch, steps=7, lr=1e-2, folder=tmp_path, describe="", **settings)
