@@ -26,6 +26,7 @@ from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds
 from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.metrics.fid_kid import extract, kid
+from kdcdiff.models.pipeline import image_size
 from kdcdiff.training import continual
 
 
@@ -70,7 +71,7 @@ def class_by_class(
     ) -> None:  # fmt: skip
         pipeline, classifier = stages.student(run, variant), stages.classifier(run)
         known, joint = run.source.classes, continual.METHODS[method].joint
-        side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        side = image_size(pipeline)
         matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
         seen_images = torch.full((*matrix.shape, count, 3, side, side), 255, dtype=torch.uint8)
 

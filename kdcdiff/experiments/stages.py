@@ -307,15 +307,31 @@ BYPASSED = "down-bypassed"  # `influence.bypassed`: DownBlock2D hands on what it
 
 def amputated(run: Run, count: int) -> dict[str, ImageSet]:
     """Pictures of the base classes by the teacher after each of `AMPUTATIONS`, untrained, from the same noise."""
-    pipeline, classes = teacher(run), run.source.base
-    whole, found = pipeline.unet, {}
-    for name in AMPUTATIONS:
-        pipeline.unet = surgery.shrink(whole, name)
-        found[name] = generate(run, pipeline, classes, count)
-    pipeline.unet = whole
-    with influence.bypassed(whole, f"down_blocks.{len(whole.down_blocks) - 1}"):
-        found[BYPASSED] = generate(run, pipeline, classes, count)
-    return found
+
+    def make(
+        folder: Path, *, names: Sequence[str], known: Sequence[str], classes: Sequence[str], **drawing: Any
+    ) -> None:
+        pipeline = teacher(run)
+        whole, innermost = pipeline.unet, f"down_blocks.{len(pipeline.unet.down_blocks) - 1}"
+        for name in names:
+            (folder / name).mkdir()
+            pipeline.unet = whole if name == BYPASSED else surgery.shrink(whole, name)
+            with influence.bypassed(pipeline.unet, *[innermost] * (name == BYPASSED)):
+                draw(pipeline, known, classes, **drawing).save(folder / name)
+
+    profile = run.profile
+    settings = {
+        "names": (*AMPUTATIONS, BYPASSED),
+        "known": run.source.classes,
+        "classes": run.source.base,
+        "count": count,
+        "seed": run.seed,
+        "steps": profile.sampler_steps,
+        "guidance": profile.guidance,
+    }
+    inputs, external = made(teacher=teacher_artifact(run)), external_inputs(run)
+    artifact = run.store.get("amputated", make, settings=settings, inputs=inputs, external=external)
+    return {name: ImageSet.load(artifact / name) for name in settings["names"]}
 
 
 ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something

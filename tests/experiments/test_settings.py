@@ -52,6 +52,7 @@ def asked(request, tmp_path_factory):
         lambda: stages.classifier_artifact(run),
         lambda: stages.generated_artifact(run, "kdc-described"),
         lambda: stages.full_size_seconds(run, ["sd-1"], 2),
+        lambda: stages.amputated(run, 2),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
@@ -79,8 +80,10 @@ def other(value):
 
 
 def test_changing_any_one_setting_changes_the_key(asked):
-    wanted = {"images", "latents", "student", "generated", "latency", "class-by-class", "ablation", "stand-in",
-              "baseline", "pairs", "class-by-class-taught", "student-drawn"}  # fmt: skip
+    wanted = {
+        "images", "latents", "student", "generated", "latency", "amputated", "class-by-class", "ablation", "stand-in",
+        "baseline", "pairs", "class-by-class-taught", "student-drawn",
+    }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
         before = content_key(stage, version, settings, inputs, external)
