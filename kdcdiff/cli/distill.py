@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from kdcdiff.data.sources import open_source
     from kdcdiff.models import surgery
     from kdcdiff.models.export import model_card, name_of, save_distilled
-    from kdcdiff.models.pipeline import load_pipeline
+    from kdcdiff.models.pipeline import image_size, load_pipeline
     from kdcdiff.sampling.folder import save_sheet
     from kdcdiff.training.distill import OBJECTIVES, distill
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
     pipeline = load_pipeline(args.teacher).to(process.device)
     teacher, student = pipeline.unet, surgery.shrink(pipeline.unet, args.variant)
-    images = source.load("train", classes, args.per_class)
+    images = replace(source, size=image_size(pipeline)).load("train", classes, args.per_class)
     latents = encode_set(pipeline, images.views(args.views, args.seed))
     latents = replace(latents, **{field: getattr(latents, field).cpu() for field in ("mean", "std", "prompts")})
     work = args.out.with_name(args.out.name + ".work")  # snapshots: the same command goes on after a kill

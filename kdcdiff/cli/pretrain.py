@@ -7,7 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from kdcdiff.cli import arguments
-from kdcdiff.training.pretrain import Recipe, pretrain
+from kdcdiff.training.protocols import Recipe
+
+SHARES = {"ema": arguments.decay, "caption_dropout": arguments.fraction}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = "checkpoints and logs; the same command goes on from them (default: %(default)s)"
     add("--work", type=Path, default=Path("artifacts/pretrain"), help=work)
     for field in fields(Recipe):
-        kind = arguments.whole(0 if field.name == "seed" else 1) if isinstance(field.default, int) else arguments.weight
+        number = arguments.whole(0 if field.name == "seed" else 1) if field.type == "int" else arguments.weight
         option = f"--{field.name.replace('_', '-')}"
-        add(option, type=kind, default=field.default, help="(default: %(default)s)")
+        add(option, type=SHARES.get(field.name, number), default=field.default, help="(default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from kdcdiff.training.pretrain import pretrain
+
     pretrain(args.work, args.out, Recipe(**{f.name: getattr(args, f.name) for f in fields(Recipe)}))
     print(f"the small stack is in {args.out}; copy it over kdcdiff/assets to ship it")
     return 0

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from kdcdiff.errors import UserError
+from kdcdiff.errors import UserError, check
 from kdcdiff.models.shipped import find_pipeline, shipped
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
@@ -159,6 +159,13 @@ def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
         raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def image_size(pipeline: StableDiffusionPipeline) -> int:
+    """Return the side of the pictures that a pipeline was trained on, in pixels. UserError: they are not square."""
+    side = pipeline.unet.config.sample_size
+    check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
+    return side * pipeline.vae_scale_factor
 
 
 def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:

@@ -15,8 +15,7 @@ from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, dra
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, tokenize
 from kdcdiff.training.loop import fit
-
-KL_WEIGHT, PERCEPTUAL_WEIGHT = 1e-5, 0.5  # of the autoencoder's loss
+from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
 # --- CLIP ----------------------------------------------------------------------------------------------------
 

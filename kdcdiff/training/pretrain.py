@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,39 +31,8 @@ from kdcdiff.data.sources import load_flora
 from kdcdiff.models.classifier import Classifier, save_classifier
 from kdcdiff.models.pipeline import assemble, new_autoencoder, new_unet, text_encoder_of, train_tokenizer
 from kdcdiff.provenance import provenance, sha256_file
-from kdcdiff.training.components import (
-    KL_WEIGHT,
-    PERCEPTUAL_WEIGHT,
-    train_autoencoder,
-    train_classifier,
-    train_clip,
-    train_unet,
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of the pretraining."""
-
-    seed: int = 0
-    images_per_class: int = 1500  # drawn for each base class
-    extractor_images_per_class: int = 600  # drawn for each of all classes
-    clip_steps: int = 600
-    clip_batch: int = 128
-    perceptual_net_steps: int = 400
-    autoencoder_steps: int = 9000
-    autoencoder_batch: int = 16
-    autoencoder_lr: float = 2e-3
-    kl_weight: float = KL_WEIGHT
-    perceptual_weight: float = PERCEPTUAL_WEIGHT
-    unet_steps: int = 6000
-    unet_batch: int = 32
-    unet_lr: float = 1e-3
-    caption_dropout: float = 0.1
-    ema: float = 0.999
-    classifier_steps: int = 600
-    classifier_batch: int = 64
-
+from kdcdiff.training.components import train_autoencoder, train_classifier, train_clip, train_unet
+from kdcdiff.training.protocols import Recipe
 
 # --- the command ---------------------------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ REFUSED = [
     (["run", "--profile", "big"], "--profile: profile='big': must be one of smoke, mini, paper"),
     (["run", "--dataset", "/nowhere"], "--dataset: dataset='/nowhere': must be flora, oxford-102"),
     (["claims", "--verdict", "maybe"], "--verdict: invalid choice: 'maybe'"),
+    (["pretrain", "--unet-steps", "0"], "--unet-steps: must be a whole number from 1, not '0'"),
     (["build", "--rot", "."], "unrecognized arguments: --rot ."),
     (["distil"], "COMMAND: invalid choice: 'distil'"),
     ([], "the following arguments are required: COMMAND"),
