@@ -165,7 +165,8 @@ def as_many_bytes(run: Run) -> int:
 def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
     """Every method's repetitions; pixel replay gets as many bytes as latent replay. Made side by side."""
     repetitions: list[dict[str, Any]] = [{"repetition": k} for k in range(run.profile.continual_seeds)]
-    calls = {method: repetitions for method in MAIN} | {method: [dict[str, Any]()] for method in OTHERS}
+    once: list[dict[str, Any]] = [{}]
+    calls = {method: repetitions for method in MAIN} | {method: once for method in OTHERS}
     calls["pixel-replay"] = [{"capacity": as_many_bytes(run)}]
     parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
     return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}

@@ -320,8 +320,9 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
                 draw(pipeline, known, classes, **drawing).save(folder / name)
 
     profile = run.profile
+    names = (*AMPUTATIONS, BYPASSED)
     settings = {
-        "names": (*AMPUTATIONS, BYPASSED),
+        "names": names,
         "known": run.source.classes,
         "classes": run.source.base,
         "count": count,
@@ -331,7 +332,7 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
     }
     inputs, external = made(teacher=teacher_artifact(run)), external_inputs(run)
     artifact = run.store.get("amputated", make, settings=settings, inputs=inputs, external=external)
-    return {name: ImageSet.load(artifact / name) for name in settings["names"]}
+    return {name: ImageSet.load(artifact / name) for name in names}
 
 
 ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something
