@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 import kdcdiff  # noqa: F401  (first: it repairs torchvision)
-from kdcdiff.cli import evaluate as command_line
 from kdcdiff.cli import parser_for
 from kdcdiff.data.image_folder import ImageFolder
 from kdcdiff.errors import UserError
@@ -40,8 +39,10 @@ def clip():
 def folders(tmp_path):
     """Generated images with their table, and real ones in class folders."""
     names = [CLASSES[i % 2] for i in range(30)]
-    prompts = [f"a photo of a {name}" for name in names]
-    write(draw(30, 0), tmp_path / "made", prompts=prompts, seeds=0, classes=names, scheduler="DDIM")
+    files = [f"{name}/{i:06d}.png" for i, name in enumerate(names)]
+    pairs = zip(files, names, strict=True)
+    rows = [{"file_name": file, "text": f"a photo of a {name}", "class": name} for file, name in pairs]
+    write(draw(30, 0), tmp_path / "made", rows)
     for i, image in enumerate(draw(25, 1, 40, 220)):
         path = tmp_path / "real" / CLASSES[i % 2] / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +59,8 @@ def command(folders, **own):
 
 
 def test_the_command_reports_what_the_library_measures(folders, classifier, clip, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "load_classifier", lambda: classifier)
-    monkeypatch.setattr(command_line, "load_clip", lambda: clip)
+    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda: classifier)
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
     assert command(folders, json=tmp_path / "figures.json", device="cpu", batch_size=8) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
@@ -101,8 +102,8 @@ def spoil(folders, how):
     ],
 )
 def test_a_spoilt_folder_is_one_clear_line(folders, classifier, clip, monkeypatch, how, line):
-    monkeypatch.setattr(command_line, "load_classifier", lambda: classifier)
-    monkeypatch.setattr(command_line, "load_clip", lambda: clip)
+    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda: classifier)
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
     spoil(folders, how)
     with pytest.raises(UserError, match=line) as error:
         command(folders, device="cpu")
@@ -115,7 +116,7 @@ def test_bad_arguments_are_one_clear_line(folders, tmp_path):
         command((tmp_path / "empty", folders[1]))
     with pytest.raises(UserError, match="folder='.*nowhere': must be a folder of images"):
         command((tmp_path / "nowhere", folders[1]))
-    with pytest.raises(UserError, match="extractor='vgg': must be one of inception"):
+    with pytest.raises(UserError, match="--extractor: must be one of flora, inception, dino-vit-s-16, not 'vgg'"):
         command(folders, extractor="vgg", device="cpu")
     with pytest.raises(UserError, match="inception.safetensors"):
         command(folders, extractor="inception", device="cpu")
