@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.cli import evaluate as command_line
 from kdcdiff.cli import parser_for
 from kdcdiff.data.image_folder import ImageFolder
