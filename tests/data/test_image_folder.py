@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.data import image_folder
 from kdcdiff.data.image_folder import ImageFolder, column_of, image_files, read_image, read_metadata
 from kdcdiff.errors import UserError

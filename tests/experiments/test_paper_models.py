@@ -1,6 +1,5 @@
 """The ten baselines: complete, consistent with the paper's table, and with what their networks count to."""
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.claims import tables
 from kdcdiff.errors import UserError
 from kdcdiff.experiments import paper_models

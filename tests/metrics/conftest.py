@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.metrics import extractors, fid_kid
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, train_tokenizer

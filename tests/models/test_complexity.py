@@ -2,7 +2,6 @@
 
 import json
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.metrics.estimate import Estimate, ratio
 from kdcdiff.models import complexity, surgery, timing

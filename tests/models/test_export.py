@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.pipeline import UNET, _text_config, assemble, load_pipeline, new_autoencoder, train_tokenizer

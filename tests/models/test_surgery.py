@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.models import surgery
 from kdcdiff.models.configs import CONFIGS

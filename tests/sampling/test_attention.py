@@ -4,7 +4,6 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.errors import UserError
 from kdcdiff.sampling import attention
 from kdcdiff.sampling import generate as sampling

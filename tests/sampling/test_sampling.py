@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-import kdcdiff  # noqa: F401  (first: it repairs torchvision)
 from kdcdiff.data import sources
 from kdcdiff.errors import UserError
 from kdcdiff.sampling import folder as folders
