@@ -71,7 +71,6 @@ def run_nbval(paths: list[Path], scratch: Path) -> tuple[subprocess.CompletedPro
         *map(str, paths),
     ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    inherited = inherited
     done = subprocess.run(
         command, cwd=REPO, env=inherited | settings, capture_output=True, text=True, timeout=1200, check=False
     )
