@@ -70,7 +70,7 @@ def test_every_process_waits_passively_unless_the_user_says_otherwise(user, poli
     assert last_line([sys.executable, "-c", COMMAND], environment) == policy, "kdcdiff"
     (tmp_path / "worker.py").write_text(WORKER)
     assert last_line([sys.executable, str(tmp_path / "worker.py")], environment) == policy, "a worker"
-    make = ["make", "--eval", "policy: ; @echo $$OMP_WAIT_POLICY", "policy"]
+    make = ["make", "--no-print-directory", "--eval", "policy: ; @echo $$OMP_WAIT_POLICY", "policy"]
     assert last_line(make, environment) == policy, "make test, make book"
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import LatentSet, encode, encode_set, origin_of
+from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics import forgetting
@@ -62,6 +63,7 @@ def class_by_class(
     """The distilled student learns the novel classes one after another by `method`; measured after every class.
 
     `repetition` numbers runs, each with a seed and an order of its own; `capacity` replaces the profile's.
+    UserError: an unknown method.
     """
     profile = run.profile
 
@@ -109,6 +111,7 @@ def class_by_class(
         save_file({"matrix": matrix, "images": seen_images}, folder / "run.safetensors")
         (folder / "run.json").write_text(json.dumps(words))
 
+    check(method in continual.METHODS, "method", method, f"must be one of {', '.join(continual.METHODS)}")
     order = class_order(run, repetition)
     settings = {
         "method": method,

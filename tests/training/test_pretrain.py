@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from kdcdiff import cli
 from kdcdiff.data import sources
 from kdcdiff.data.image_set import ImageSet
-from kdcdiff.models import pipeline as pipelines
+from kdcdiff.models import shipped
 from kdcdiff.models.classifier import Classifier, load_classifier
 from kdcdiff.models.pipeline import load_clip, load_pipeline
 from kdcdiff.training import components
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
 
 
 def test_what_it_writes_can_ship(made, monkeypatch):
-    monkeypatch.setattr(pipelines, "ASSETS", made / "assets")
+    monkeypatch.setattr(shipped, "ASSETS", made / "assets")
     pipeline, judge, (clip, _) = load_pipeline("flora"), load_classifier(), load_clip()
     assert pipeline("a daisy", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
     assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and clip.config.projection_dim == 64
