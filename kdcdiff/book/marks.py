@@ -97,9 +97,7 @@ def _libraries(book: Book) -> Table:
 
 def commands() -> str:
     """Write each command's own help."""
-    names = sorted(
-        path.stem for path in (notebooks.PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "arguments")
-    )
+    files = {path.stem for path in (notebooks.PACKAGE / "cli").glob("*.py")}
     asked = {
         name: subprocess.Popen(
             [sys.executable, "-m", "kdcdiff", name, "--help"],

@@ -35,7 +35,7 @@ def finish(body: str, page: Page, book: Book, made: Mapping[str, Any], keys: Map
     `made`: what the executed copy says of its run (`metadata.kdcdiff`). `keys`: stage -> the keys of its artifacts.
     """
     soup = BeautifulSoup(body, "html.parser")
-    reachable(soup)
+    make_accessible(soup)
     if not page.is_chapter:
         return Finished(str(soup))
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
@@ -48,8 +48,10 @@ def finish(body: str, page: Page, book: Book, made: Mapping[str, Any], keys: Map
     return Finished(str(soup), files)
 
 
-def reachable(soup: BeautifulSoup) -> None:
-    """Let the keyboard scroll what scrolls: tables get a frame of their own; code is named and takes the focus."""
+def make_accessible(soup: BeautifulSoup) -> None:
+    """Let the keyboard scroll what scrolls, tables in a frame of their own; drop the roles that contradict each other."""
+    for entry in soup.select(".citation-list[role], .citation[role]"):
+        del entry["role"]  # a list of doc-biblioentry: the one may not hold the other, which is deprecated besides
     for number, table in enumerate(soup.select("table"), 1):
         if table.find_parent(class_="kdc-scroll") or table.find_parent(class_=["kdcx", "highlighttable"]):
             continue
