@@ -49,7 +49,7 @@ def finish(body: str, page: Page, book: Book, made: Mapping[str, Any], keys: Map
 
 
 def make_accessible(soup: BeautifulSoup) -> None:
-    """Let the keyboard scroll what scrolls, tables in a frame of their own; drop the roles that contradict each other."""
+    """Let the keyboard scroll what scrolls, tables in a frame of their own; drop roles that contradict each other."""
     for entry in soup.select(".citation-list[role], .citation[role]"):
         del entry["role"]  # a list of doc-biblioentry: the one may not hold the other, which is deprecated besides
     for number, table in enumerate(soup.select("table"), 1):

@@ -34,7 +34,7 @@ def page():
 
 
 def rules(css: str) -> dict[str, dict[str, str]]:
-    """Read a style sheet: selector -> its declarations, `@media` unwrapped. AssertionError: what a browser would drop."""
+    """Read a style sheet: selector -> declarations, `@media` unwrapped. AssertionError: what a browser would drop."""
     bare = re.sub(r"/\*.*?\*/", "", css, flags=re.S)
     bare = re.sub(r"@media [^{]+\{((?:[^{}]+\{[^{}]*\})+)\s*\}", r"\1", bare)
     bare = re.sub(r"@font-face \{[^{}]*\}", "", bare)
