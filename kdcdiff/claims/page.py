@@ -14,7 +14,6 @@ from kdcdiff.claims.model import (
     AGREES,
     INCONSISTENT,
     KINDS,
-    NOT_TESTED,
     OPPOSITE,
     REDERIVED,
     REFUTED,
@@ -35,8 +34,8 @@ COLOURS = {  # Okabe and Ito's, apart for every kind of colour vision
     SAME: "#0072b2",
     OPPOSITE: "#cc79a7",
     UNDECIDED: "#8a8a8a",
-    NOT_TESTED: "#c8c8c8",
 }
+GREY = "#c8c8c8"  # what has not been tested
 DECIDED_IN = {  # the chapter, by its slug, and the place in it, of the claims that need no run
     "architectural": "architecture#architectural-verdicts",
     "arithmetic": "plausibility#table-verdicts",
@@ -117,7 +116,7 @@ def _row(place: int, verdict: Verdict, decided: str, chapters: Mapping[str, tupl
     link = f' Decided in <a href="{escape(target)}">{escape(title)}</a>.' if decided else ""
     measured = f" Measured: {escape(verdict.scale)}." if verdict.scale else ""
     fragile = " <em>Hangs on a threshold of ours.</em>" if verdict.fragile else ""
-    colour = f'style="border-left-color: {COLOURS[verdict.outcome]}"'
+    colour = f'style="border-left-color: {COLOURS.get(verdict.outcome, GREY)}"'
     return (
         f'<tr id="{escape(claim.id)}" {attributes}>'
         f'<td class="claims-verdict" {colour}><b>{escape(verdict.outcome)}</b><br>{_small(claim.severity)}</td>'

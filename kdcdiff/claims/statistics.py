@@ -59,6 +59,31 @@ def whole(texts: Sequence[str]) -> tuple[int, int, float]:
     return hits, len(decimals), float(stats.binom.sf(hits - 1, len(decimals), 0.01))
 
 
+def roots(texts: Sequence[str], *, repeats: int = 20_000, seed: int = 0) -> tuple[int, int, float]:
+    """Count the numbers, printed with four decimals, that are the rounded root of whole ten-thousandths.
+
+    Returned are hits, numbers, and the share of `repeats` simulated columns with as many: as many numbers, each drawn
+    evenly from all that could be printed between the least and the largest one.
+    """
+    units = np.array([round(float(t) * 1e4) for t in texts])
+    squares = {round(k**0.5 * 100) for k in range(1, int(units.max() / 100) ** 2 + 202)}  # in ten-thousandths
+    hit = np.array([value in squares for value in range(units.max() + 1)])
+    drawn = np.random.default_rng(seed).integers(units.min(), units.max() + 1, (repeats, len(units)))
+    hits = int(hit[units].sum())
+    return hits, len(units), float((hit[drawn].sum(1) >= hits).mean())
+
+
+def coincidence(texts: Sequence[str], *, repeats: int = 20_000, seed: int = 0) -> float:
+    """Simulate how often at least two of as many numbers, drawn evenly between the least and largest, print alike.
+
+    All are printed with two decimals.
+    """
+    units = np.array([round(float(t) * 100) for t in texts])
+    drawn = np.random.default_rng(seed).integers(units.min(), units.max() + 1, (repeats, len(units)))
+    drawn.sort(axis=1)
+    return float((np.diff(drawn, axis=1) == 0).any(1).mean())
+
+
 def p_value(difference: Estimate, n: int | None = None) -> float:
     """Read a two-sided p from a 95 % interval: Student's with n - 1 degrees of freedom, the normal where n is unknown.
 
