@@ -6,6 +6,10 @@ from __future__ import annotations
 class UserError(ValueError):
     """Wrong input from outside. The command line prints its one line and exits with 2; a notebook stops on it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Say in one line what is wrong: IPython asks an exception for this before it shows where it was raised."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def check(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise `UserError` as ``name=value: allowed`` unless `ok`."""

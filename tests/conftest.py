@@ -22,7 +22,7 @@ PARAMETERS = """\
 profile: str = "mini"  # smoke, mini or paper
 dataset: str = "flora"  # flora, oxford-102 or an image folder
 seed: int = 0  # all randomness follows from it
-artifacts: str = "../artifacts"  # the store"""
+artifacts: str = "artifacts"  # the store"""
 OPEN = """\
 from kdcdiff.book.chapter import open_chapter
 from kdcdiff.book.toc import slug

@@ -3,10 +3,11 @@
     chapter = open_chapter("surgery", profile=profile, dataset=dataset, seed=seed, artifacts=artifacts, variant=variant)
     chapter.record("student.kdc-described.parameters", 1_234_567, unit="parameters")
 
-Every parameter is checked before any work. Named settings come from outside, so that the notebooks need no `if`: the
-variables KDCDIFF_PROFILE and KDCDIFF_ARTIFACTS, where set, replace the parameters' values (that is how the tests run
-the committed notebooks at `smoke`), KDCDIFF_RESULTS says where the results file is, and KDCDIFF_SIZES holds the sizes
-that `kdcdiff run -p` sets for all chapters alike.
+Every parameter is checked before any work, and the store is the book's, from whatever folder papermill is called. Named
+settings come from outside, so that the notebooks need no `if`: the variables KDCDIFF_PROFILE and KDCDIFF_ARTIFACTS,
+where set, replace the parameters' values (that is how the tests run the committed notebooks at `smoke`),
+KDCDIFF_RESULTS says where the results file is, and KDCDIFF_SIZES holds the sizes that `kdcdiff run -p` sets for all
+chapters alike.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import html
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdcdiff.book import answer
+from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.results import Result, Results
-from kdcdiff.book.toc import here
+from kdcdiff.book.toc import here, slug
+from kdcdiff.errors import check
 from kdcdiff.experiments.run import Run, open_run
 from kdcdiff.metrics.estimate import Estimate
 
@@ -38,14 +42,16 @@ class Chapter(Run):
 
     name: str
     results: Results
+    said: dict[str, Any] = field(default_factory=dict)  # what was glued, by name
 
     def record(self, name: str, value: Estimate | float, *, unit: str = "") -> Result:
         """Report a figure: into the results file, and glued as `name` (its interval as `name.low`, `name.high`)."""
         where = {"chapter": self.name, "profile": self.profile.name, "dataset": self.dataset_word}
         result = self.results.record(name, value, unit=unit, seed=self.seed, device=self.device, **where)
         self.glue(name, result.value)
-        for end, bound in zip(("low", "high"), result.interval or (), strict=False):
-            self.glue(f"{name}.{end}", bound)
+        if isinstance(value, Estimate):  # prose may name its bounds, also where they are equal or infinite
+            self.glue(f"{name}.low", value.low)
+            self.glue(f"{name}.high", value.high)
         return result
 
     def glue(self, name: str, value: Any) -> None:
@@ -54,9 +60,23 @@ class Chapter(Run):
         from IPython.display import display
 
         value = value.item() if getattr(value, "shape", None) == () else value
+        self.said[name] = value
         bundle, metadata = ({"text/plain": value}, {}) if isinstance(value, str) else format_display_data(value)
         metadata = metadata | {"scrapbook": {"name": name, "mime_prefix": GLUE_PREFIX}}
         display({GLUE_PREFIX + kind: data for kind, data in bundle.items()}, raw=True, metadata=metadata)
+
+    def show_answer(self) -> None:
+        """Show the chapter's Answer with the values of this run; only the values where the chapter's file is not here.
+
+        For Jupyter, which shows {glue:text} as it is written. The book hides the cell: its Answer has them in place.
+        """
+        from IPython.display import display
+
+        paths = [path for path in here().root.glob("notebooks/*.ipynb") if slug(path) == self.name]
+        prose = answer.answer_of(notebooks.read(paths[0])) if paths else ""
+        values = "\n".join(f"- {name}: {value}" for name, value in self.said.items())
+        text = "**Answer, with the values of this run.** " + (answer.filled(prose, self.said) or values)
+        display({"text/markdown": text, "text/plain": text}, raw=True)
 
     @property
     def figures(self) -> dict[str, Result]:
@@ -68,19 +88,32 @@ def open_chapter(name: str, *, profile: str, dataset: str, seed: int, artifacts:
     """Check every parameter, seed the global generators, and open chapter `name`.
 
     `own` are the chapter's own parameters. Each is a field of `Profile` and overrides it; None keeps the profile's.
-    UserError: an unknown profile, data set or parameter, a value out of range, a store that cannot be written.
+    A relative `artifacts` is relative to the book. UserError: an unknown profile, data set or parameter, a value out of
+    range, a name that papermill has injected and the notebook does not have, a store that cannot be written.
     """
+    _refuse_strays(name)
     sizes = json.loads(os.environ.get("KDCDIFF_SIZES") or "{}")
     sizes |= {key: value for key, value in own.items() if value is not None}
     results = Results(results_path())
+    store = here().root / Path(os.environ.get("KDCDIFF_ARTIFACTS") or artifacts).expanduser()
     run = open_run(
-        os.environ.get("KDCDIFF_PROFILE") or profile, dataset, seed, os.environ.get("KDCDIFF_ARTIFACTS") or artifacts,
+        os.environ.get("KDCDIFF_PROFILE") or profile, dataset, seed, store,
         on_use=lambda artifact, built: results.use(artifact, name), say=_say, **sizes,
     )  # fmt: skip
     results.begin(name)
     chapter = Chapter(run.profile, run.dataset, run.seed, run.device, run.store, name, results)
     _show_badge(chapter)
     return chapter
+
+
+def _refuse_strays(chapter: str) -> None:
+    """Raise UserError for a name that papermill has injected and the chapter does not have."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    unknown, declared = notebooks.strays(shell.user_ns["In"] if shell else [])
+    for name in unknown:
+        check(False, name, shell.user_ns[name], f"no such parameter; {chapter} has {', '.join(declared)}")
 
 
 def _say(line: str) -> None:

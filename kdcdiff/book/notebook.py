@@ -18,6 +18,7 @@ from kdcdiff.errors import UserError, check
 from kdcdiff.store import sha256_file
 
 STANDARD = ("profile", "dataset", "seed", "artifacts")  # what every chapter takes
+INJECTED = "# Parameters\n"  # how the cell begins that papermill puts behind the parameters cell
 MARK = "NBVAL_CHECK_OUTPUT"  # a cell whose output is exact on any machine
 PACKAGE = Path(__file__).resolve().parent.parent
 USERS = ("experiments", "book")  # the packages that put a profile's sizes to use
@@ -106,6 +107,26 @@ def _kind(annotation: ast.expr) -> tuple[type, bool]:
     if isinstance(annotation, ast.Name):
         return _KINDS[annotation.id], False
     raise ValueError
+
+
+def strays(cells: Iterable[str]) -> tuple[list[str], list[str]]:
+    """List the names that papermill has injected and no cell before it declares, and those that are declared.
+
+    `cells` are the sources executed so far. papermill itself injects a name that a notebook does not know, warns in its
+    log, and goes on.
+    """
+    declared: list[str] = []
+    for source in cells:
+        try:
+            body = ast.parse(source).body
+        except SyntaxError:
+            continue
+        targets = [s.targets[0] if isinstance(s, ast.Assign) else getattr(s, "target", None) for s in body]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if source.startswith(INJECTED):
+            return [name for name in names if name not in declared], declared
+        declared += names
+    return [], declared
 
 
 def unread(notebook: NotebookNode, names: Iterable[str]) -> list[str]:

@@ -87,15 +87,17 @@ def publish(
 ) -> None:
     """Make the executed copy fit to be read, and stamp it.
 
-    The injected cell is hidden, what a cell printed is joined and rid of its progress, and a box at the end says what
-    the chapter took.
+    The injected cell is hidden, what a cell printed is joined and rid of its progress, and two boxes at the end say
+    what the chapter took, and which artifacts, versions and source its figures come from.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _joined(cell.outputs)
         if "injected-parameters" in notebooks.tags(cell):
             cell.metadata["tags"] = [*notebooks.tags(cell), "remove-cell"]
-    notebook.cells.append(nbformat.v4.new_markdown_cell(_cost_box(chapter, sizes | values, seconds, peak_bytes)))
+    read = [stage for stage in Results(book.results).stages() if chapter.name in stage["chapters"]]
+    boxes = [_cost_box(chapter, sizes | values, seconds, peak_bytes), _origin_box(read)]
+    notebook.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(boxes)))
     shown = sizes | values | {"dataset": _word(values["dataset"]), "artifacts": Path(values["artifacts"]).name}
     # papermill's own record names this machine's folders
     place = {"input_path": chapter.path.as_posix(), "output_path": chapter.path.as_posix()}
@@ -140,6 +142,23 @@ def _cost_box(chapter: Page, values: dict[str, Any], seconds: float, peak_bytes:
         f"the status page has their own costs. To run it again:\n\n"
         f"    kdcdiff run --force --only {chapter.name} --profile {values['profile']} --dataset {source} "
         f"--seed {values['seed']}{options}\n```"
+    )
+
+
+def _origin_box(stages: list[dict[str, Any]]) -> str:
+    """Write the folded box of a chapter's provenance; `stages` are the artifacts that it has read."""
+    rows = "".join(
+        f"| {stage['stage']} | `{stage['key'][:16]}` | {stage['seconds']:,.1f} | {stage['device']} |\n"
+        for stage in stages
+    )
+    table = "| stage | key | made in (s) | on |\n|---|---|---|---|\n" + rows
+    versions = ", ".join(f"{name} {version}" for name, version in libraries().items())
+    source = f"commit `{made[:12]}`{' with changes' * made.endswith('+')}" if (made := commit()) else "no checkout"
+    return (
+        "```{admonition} Where its figures come from\n:class: dropdown\n"
+        f"{table if stages else 'No stage of the store is read here.'}\n"
+        f"Source: {source}. Python {sys.version.split()[0]}; {versions}. Run on {device_name()}. A folder of the "
+        "store is called by its stage and its key; its `manifest.json` has settings, inputs and checksums.\n```"
     )
 
 

@@ -82,9 +82,14 @@ class Book:
 
 
 def here() -> Book:
-    """Find the book that the working folder lies in; where there is none, the folder itself is taken for one."""
+    """Find the book that the working folder lies in, else the one that this library lies in.
+
+    So a chapter that papermill executes from any folder is still a chapter of its book. Where there is neither, the
+    working folder is taken for one.
+    """
     folder = Path.cwd()
-    return Book(next((around for around in (folder, *folder.parents) if (around / "_toc.yml").exists()), folder))
+    around = (folder, *folder.parents, Path(__file__).resolve().parents[2])
+    return Book(next((place for place in around if (place / "_toc.yml").exists()), folder))
 
 
 def _entries(node: Any) -> Iterator[str]:

@@ -25,6 +25,7 @@ COMMANDS = {  # the command's file, and what it does
     "distill": "train a student on its teacher's knowledge",
     "generate": "draw pictures from a pipeline into a folder",
     "evaluate": "measure generated pictures against real ones",
+    "doctor": "check what the book needs, item by item",
     "pretrain": "train the small pipeline that the project ships",
 }
 

@@ -19,6 +19,7 @@ import nbformat
 import papermill
 import pytest
 
+from kdcdiff.book import answer
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.toc import Book, slug
 
@@ -137,6 +138,33 @@ def test_no_output_names_a_folder_of_the_machine_it_was_made_on(path):
 def test_no_function_in_a_notebook_is_longer_than_a_screen(path):
     for cell in notebooks.code_cells(notebooks.read(path)):
         assert len(cell.source.splitlines()) <= 45, cell.source.splitlines()[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_answer_begins_in_words_and_is_shown_in_jupyter_too(path):
+    notebook = notebooks.read(path)
+    assert answer.answer_of(notebook).startswith("**")
+    last = notebooks.code_cells(notebook)[-1]
+    assert last.source == "chapter.show_answer()" and notebooks.tags(last) == ["remove-cell"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_shows_the_code_that_it_is_about_and_folds_the_rest(path):
+    folded = {"hide-input", "hide-cell", "remove-cell"}
+    cells = notebooks.code_cells(notebooks.read(path))
+    assert 1 <= sum(not folded & set(notebooks.tags(cell)) for cell in cells) <= 4
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_is_referred_to_and_every_table_has_a_caption(path):
+    notebook = notebooks.read(path)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    figures = [cell.metadata["mystnb"]["figure"] for cell in notebook.cells if "mystnb" in cell.metadata]
+    assert [figure["name"] for figure in figures if f"{{numref}}`{figure['name']}`" not in prose] == []
+    tree = notebooks.code_after_parameters(notebook)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "table"]
+    bare = [ast.unparse(call)[:80] for call in calls if "caption" not in {word.arg for word in call.keywords}]
+    assert bare == []
 
 
 # the guard itself

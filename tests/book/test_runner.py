@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from kdcdiff import cli
+from kdcdiff import __version__, cli
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book import runner, staging
 from kdcdiff.book.results import Results
@@ -63,6 +63,10 @@ def test_a_run_executes_skips_and_runs_again_what_changed(small_book, capsys):
     assert [row["chapter"] for row in costs["chapters"]] == ["a", "b"]
     assert [row["stage"] for row in costs["stages"]] == ["numbers"] and costs["stages"][0]["seconds"] > 0
     assert "stage.numbers.seconds" in Results.load(root / "_build" / "results.json")
+    key = json.loads(next((root / "artifacts").glob("numbers-*/manifest.json")).read_text())["key"]
+    ends = {name: read(root, name).cells[-1].source for name in ("01-a", "02-b")}
+    assert f"| numbers | `{key[:16]}` |" in ends["01-a"] and "No stage of the store" in ends["02-b"]
+    assert f"kdcdiff {__version__}" in ends["02-b"] and "Run on " in ends["02-b"]
     injected = [cell for cell in read(root, "01-a").cells if "injected-parameters" in notebooks.tags(cell)]
     assert "remove-cell" in notebooks.tags(injected[0])
     source = (root / "notebooks" / "01-a.ipynb").read_text()

@@ -82,8 +82,10 @@ def test_a_wrong_parameter_stops_before_any_work(tmp_path, monkeypatch, wrong, w
 
 
 def test_an_open_chapter_records_and_says_its_tier(tmp_path, monkeypatch, capsys):
+    (tmp_path / "_toc.yml").touch()
     monkeypatch.chdir(tmp_path)
-    opened = open_chapter(**GOOD, artifacts=tmp_path / "store", temperature=2)
+    opened = open_chapter(**GOOD, artifacts="store", temperature=2)
+    assert opened.store.root == tmp_path / "store", "relative to the book"
     assert "profile smoke, data set flora, seed 3, on" in capsys.readouterr().out
     assert opened.profile.temperature == 2.0
     opened.record("a.b", Estimate(0.5, 0.4, 0.6, 9), unit="dB")
