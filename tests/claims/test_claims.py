@@ -329,6 +329,7 @@ def test_the_difference_of_two_intervals_combines_in_quadrature():
 
 def test_many_measured_claims_are_corrected_for_their_number():
     """One direction just clear of zero stands by itself and falls among twenty."""
+
     def claim(number):
         return Claim(f"x{number}", "kdc-diff", "quote", "place", "empirical", f'seen("e.{number}") > 0', needs="more")
 
