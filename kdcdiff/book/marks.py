@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from nbformat import NotebookNode
 
@@ -57,7 +58,7 @@ def verdict_bar(counts: Mapping[str, int], link: str) -> str:
     styles = {name: f"--kdc-verdict: {colour(name)}" for name in met}
     pieces = "".join(f'<i style="flex-grow: {counts[name]}; {styles[name]}"></i>' for name in met)
     items = "".join(
-        f'<li style="{styles[name]}"><a href="{html.escape(link)}"><b>{counts[name]}</b> {name}</a></li>'
+        f'<li style="{styles[name]}"><a href="{html.escape(link)}#verdict={quote(name)}"><b>{counts[name]}</b> {name}</a></li>'
         for name in met
     )
     said = f"{sum(counts.values())} claims: " + ", ".join(f"{counts[name]} {name}" for name in met)
