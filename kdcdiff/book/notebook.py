@@ -15,7 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.store import sha256_file
+from kdcdiff.provenance import sha256_file
 
 STANDARD = ("profile", "dataset", "seed", "artifacts")  # what every chapter takes
 MARK = "NBVAL_CHECK_OUTPUT"  # a cell whose output is exact on any machine
