@@ -11,6 +11,12 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+def one_line(text: object) -> str:
+    """Write `text` on one line, without what would steer a terminal: a file's name may hold anything."""
+    joined = " ".join(line.strip() for line in str(text).splitlines() if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+
+
 def check(ok: bool, name: str, value: object, allowed: str) -> None:
     """Raise `UserError` as ``name=value: allowed`` unless `ok`."""
     if not ok:

@@ -15,7 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.store import sha256_file
+from kdcdiff.provenance import sha256_file
 
 STANDARD = ("profile", "dataset", "seed", "artifacts")  # what every chapter takes
 INJECTED = "# Parameters\n"  # how the cell begins that papermill puts behind the parameters cell

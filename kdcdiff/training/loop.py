@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdcdiff.errors import UserError, check
+from kdcdiff.process import Stopped, stop_put_off
 from kdcdiff.training.checkpoint import EMA, CheckpointFolder, restore, training_state
 
 Terms = Mapping[str, Tensor]
@@ -93,7 +94,8 @@ def fit(
     """Train `model` in place; return the log: step, loss, each term, now and then its gradient's norm.
 
     Continues from `folder`'s newest checkpoint where there is one. Raises `UserError` on a loss that was not finite,
-    naming the first such step and the last good checkpoint; none is ever written after it.
+    naming the first such step and the last good checkpoint; none is ever written after it. A signal that asks the
+    process to end is heeded at the end of a step, after a checkpoint (`Stopped`).
     """
     check(steps >= 0, "steps", steps, "must be 0 or more")
     check(lr > 0, "lr", lr, "must be above 0")
@@ -132,7 +134,7 @@ def fit(
     model.train()
     shown = bool(describe) and accelerator.is_main_process
     bar = tqdm(total=steps, initial=start, desc=describe, mininterval=1, disable=not shown)
-    with _log(log_path, log_bytes) as write:
+    with _log(log_path, log_bytes) as write, stop_put_off() as stop_asked:
         clock, saved, images = time.perf_counter(), time.perf_counter(), 0
         for step in range(start, steps):
             done, norms = step + 1, {}
@@ -170,10 +172,14 @@ def fit(
             bar.update()
             due = checkpoint_every > 0 and done % checkpoint_every == 0
             due = due or (checkpoint_minutes > 0 and time.perf_counter() - saved > 60 * checkpoint_minutes)
+            stop = stop_asked()  # by a signal: the step is over, and a checkpoint keeps it
+            due = due or (stop is not None and accelerator.num_processes == 1)
             if due and checkpoints.folder and accelerator.is_main_process:
                 stop_if_failed()
                 checkpoints.save(done, training_state(*learnt), log_bytes)
                 saved = time.perf_counter()
+            if stop is not None:
+                raise Stopped(stop)
             if watch is not None and watch_every and done % watch_every == 0 and accelerator.is_main_process:
                 model.eval()
                 watch(done)

@@ -11,7 +11,8 @@ import pytest
 from kdcdiff import experiments
 from kdcdiff.experiments import ablation, continual, paper_tables, stages
 from kdcdiff.experiments.run import open_run
-from kdcdiff.store import Artifact, Store, content_key
+from kdcdiff.manifest import content_key
+from kdcdiff.store import Artifact, Store
 from kdcdiff.training.losses import KDCLoss
 
 ROOMS = sorted(Path(experiments.__path__[0]).glob("*.py"))
