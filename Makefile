@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | serve | bench | lint | clean        (make help)
+# make setup | book | test | test-pages | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -20,7 +20,7 @@ BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.kdcdiff-packages
 READY := $(VENV)/.kdcdiff-ready
 
-.PHONY: help setup book notebooks test lint serve bench clean
+.PHONY: help setup book notebooks test test-pages lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
+	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
@@ -73,6 +74,10 @@ test: $(READY)
 	@echo "test: running $(TESTS), the notebooks at profile smoke among them"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junit-xml _build/test-report.xml $(TESTS)
 	@echo "test: passed; the report is in $(abspath _build/test-report.xml)"
+
+test-pages: $(READY)
+	@test -f _build/html/index.html || { echo "test-pages: no book yet; make book renders it" >&2; exit 1; }
+	@$(BIN)/python -m pytest -q tests/book/browser.py
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)

@@ -69,6 +69,13 @@ class Book:
             pages[page.name] = page
         return list(pages.values())
 
+    def parts(self) -> dict[str, list[Page]]:
+        """List the parts that hold chapters, by caption in order, each with its pages (prose among them)."""
+        by_stem = {page.path.with_suffix(""): page for page in self.pages()}
+        parts = yaml.safe_load((self.root / "_toc.yml").read_text()).get("parts", [])
+        found = {part["caption"]: [by_stem[Path(entry)] for entry in _entries(part)] for part in parts}
+        return {caption: pages for caption, pages in found.items() if any(page.is_chapter for page in pages)}
+
     def chapters(self) -> list[Page]:
         return [page for page in self.pages() if page.is_chapter]
 
