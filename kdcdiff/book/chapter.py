@@ -49,8 +49,9 @@ class Chapter(Run):
         where = {"chapter": self.name, "profile": self.profile.name, "dataset": self.dataset_word}
         result = self.results.record(name, value, unit=unit, seed=self.seed, device=self.device, **where)
         self.glue(name, result.value)
-        for end, bound in zip(("low", "high"), result.interval or (), strict=False):
-            self.glue(f"{name}.{end}", bound)
+        if isinstance(value, Estimate):  # prose may name its bounds, also where they are equal or infinite
+            self.glue(f"{name}.low", value.low)
+            self.glue(f"{name}.high", value.high)
         return result
 
     def glue(self, name: str, value: Any) -> None:
