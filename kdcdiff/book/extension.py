@@ -1,13 +1,12 @@
 """What this book teaches Sphinx, loaded by `_config.yml`.
 
-Formulas become MathML, which browsers draw by themselves: no page loads a script for them. Code is folded, except in
-cells tagged `show-input`. The role {result}`name:.2f` writes a recorded figure with its interval, linked to its
-chapter. Docstrings, which are plain text with Markdown's code marks, are read as what they mean.
+Formulas become MathML, which browsers draw by themselves: no page loads a script for them. The role
+{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter. Docstrings, which are plain text
+with Markdown's code marks, are read as what they mean.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from posixpath import relpath
@@ -26,7 +25,6 @@ from kdcdiff.book.results import Results
 from kdcdiff.book.toc import Book, Page
 from kdcdiff.metrics.estimate import Estimate
 
-OPEN = {"show-input", "hide-input", "hide-cell", "remove-cell", "remove-input"}  # tags that decide about a cell's code
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +32,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
     app.add_role("result", ResultRole())
-    app.connect("source-read", _fold_code)
     app.connect("html-page-context", _finish_page)
     app.connect("autodoc-process-docstring", _read_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -78,24 +75,6 @@ def _display_math(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-# ---------------------------------------------------------------------------------------------------- code
-
-
-def _fold_code(app: Sphinx, name: str, source: list[str]) -> None:
-    if Path(app.env.doc2path(name)).suffix == ".ipynb":
-        source[0] = folded(source[0])
-
-
-def folded(text: str) -> str:
-    """Tag a notebook's code cells `hide-input`, except those whose own tags decide."""
-    notebook = json.loads(text)
-    for cell in notebook["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] == "code" and not OPEN & set(tags):
-            cell["metadata"]["tags"] = [*tags, "hide-input"]
-    return json.dumps(notebook)
-
-
 # ----------------------------------------------------------------------------------------------- the pages
 
 
@@ -103,16 +82,11 @@ def _finish_page(app: Sphinx, name: str, template: str, context: dict[str, Any],
     body, book = context.get("body"), book_of(app)
     if not body or doctree is None:
         return
-    path = Path(app.env.doc2path(name)).relative_to(app.srcdir)
-    page, made, keys = Page(path), {}, {}
+    page = Page(Path(app.env.doc2path(name)).relative_to(app.srcdir))
     if page.is_chapter:
-        text = (Path(app.srcdir) / path).read_text(encoding="utf-8")
-        made = json.loads(text)["metadata"].get("kdcdiff", {})
-        for entry in Results(book.results).stages():
-            if page.name in entry["chapters"]:
-                keys.setdefault(entry["stage"], []).append(entry["key"])
+        text = (Path(app.srcdir) / page.path).read_text(encoding="utf-8")
         write_files(Path(app.outdir), {f"{DOWNLOADS}/{page.name}.ipynb": text})
-    finished = finish(body, page, book, made, keys)
+    finished = finish(body, page, book)
     write_files(Path(app.outdir), finished.files)
     context["body"] = finished.body
 

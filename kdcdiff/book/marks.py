@@ -25,6 +25,7 @@ from kdcdiff.claims.page import COLOURS, GREY
 from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.provenance import libraries
 
+PACKAGES = ("models", "data", "training", "sampling", "metrics", "claims", "experiments", "book")
 MARK = re.compile(r"<!-- ([a-z-]+) -->")
 ENDPOINTS = {"class_accuracy": "accuracy", "fid": "FID", "kid": "KID", "clip": "CLIP", "perceptual": "perceptual"}
 MEASURES = {
@@ -97,9 +98,7 @@ def _libraries(book: Book) -> Table:
 
 def commands() -> str:
     """Write each command's own help."""
-    names = sorted(
-        path.stem for path in (notebooks.PACKAGE / "cli").glob("*.py") if path.stem not in ("__init__", "arguments")
-    )
+    files = {path.stem for path in (notebooks.PACKAGE / "cli").glob("*.py")}
     asked = {
         name: subprocess.Popen(
             [sys.executable, "-m", "kdcdiff", name, "--help"],
@@ -111,6 +110,15 @@ def commands() -> str:
     }
     helps = {name: process.communicate()[0].strip() for name, process in asked.items()}
     return "\n\n".join(f"## `{name}`\n\n```text\n{said}\n```" for name, said in helps.items())
+
+
+def interface(package: str = "") -> str:
+    """List the modules of a package, or those beside all packages, for Sphinx to read their docstrings."""
+    paths = sorted((notebooks.PACKAGE / package).glob("*.py"))
+    modules = [path.stem for path in paths if not path.stem.startswith("__")]
+    prefix = ".".join(filter(None, ["kdcdiff", package]))
+    blocks = [f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {prefix}.{name}\n```" for name in modules]
+    return "\n\n".join(blocks)
 
 
 def _photographs(book: Book) -> dict[str, Any]:
@@ -155,6 +163,8 @@ def _photograph_methods(book: Book) -> Table:
 
 
 MAKERS: dict[str, Callable[[Book], str]] = {
+    "api": lambda book: interface(),
+    **{f"api-{name}": lambda book, name=name: interface(name) for name in PACKAGES},  # type: ignore[misc]
     "chapters": lambda book: chapter_table(chapter_costs(book))._repr_html_(),
     "stages": _stages,
     "libraries": lambda book: _libraries(book)._repr_html_(),

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import relpath
-from typing import Any
 
 from bs4 import BeautifulSoup, Tag
 
@@ -29,13 +28,10 @@ class Finished:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def finish(body: str, page: Page, book: Book, made: Mapping[str, Any], keys: Mapping[str, Sequence[str]]) -> Finished:
-    """Add to a chapter's page the map of the road, its provenance and its downloads; to every page what is missing.
-
-    `made`: what the executed copy says of its run (`metadata.kdcdiff`). `keys`: stage -> the keys of its artifacts.
-    """
+def finish(body: str, page: Page, book: Book) -> Finished:
+    """Add to a chapter's page the map of the road and its downloads; to every page what a keyboard needs."""
     soup = BeautifulSoup(body, "html.parser")
-    reachable(soup)
+    make_accessible(soup)
     if not page.is_chapter:
         return Finished(str(soup))
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
@@ -44,12 +40,14 @@ def finish(body: str, page: Page, book: Book, made: Mapping[str, Any], keys: Map
     title = article.find("h1") if isinstance(article, Tag) else None
     if title:
         title.insert_after(BeautifulSoup(road_map(book, page), "html.parser"))
-    article.append(BeautifulSoup(provenance(page, made, keys, sorted(files), pictures), "html.parser"))
+    article.append(BeautifulSoup(downloads(page, list(files), pictures), "html.parser"))
     return Finished(str(soup), files)
 
 
-def reachable(soup: BeautifulSoup) -> None:
-    """Let the keyboard scroll what scrolls: tables get a frame of their own; code is named and takes the focus."""
+def make_accessible(soup: BeautifulSoup) -> None:
+    """Let the keyboard scroll what scrolls, tables in a frame of their own; drop roles that contradict each other."""
+    for entry in soup.select(".citation-list[role], .citation[role]"):
+        del entry["role"]  # a list of doc-biblioentry: the one may not hold the other, which is deprecated besides
     for number, table in enumerate(soup.select("table"), 1):
         if table.find_parent(class_="kdc-scroll") or table.find_parent(class_=["kdcx", "highlighttable"]):
             continue
@@ -85,33 +83,12 @@ def as_csv(table: Tag) -> str:
     return text.getvalue()
 
 
-def provenance(
-    page: Page,
-    made: Mapping[str, Any],
-    keys: Mapping[str, Sequence[str]],
-    files: Sequence[str],
-    pictures: Sequence[str],
-) -> str:
-    """Write the box that ends a chapter: what it was made from and with, and what can be taken away."""
-    facts = {
-        "commit": made.get("commit"),
-        "device": made.get("device"),
-        "Python": made.get("python"),
-        "executed with": made.get("executor"),
-        "finished (UTC)": str(made.get("finished") or "")[:16].replace("T", " "),
-    }
-    rows = [f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items() if value]
-    for stage, own in keys.items():
-        words = " ".join(f"<code>{html.escape(key)}</code>" for key in own)
-        rows.append(f"<dt>artifacts: {html.escape(stage)}</dt><dd>{words}</dd>")
+def downloads(page: Page, files: Sequence[str], pictures: Sequence[str]) -> str:
+    """Write the line that ends a chapter: what of it can be taken away."""
     links = [_download(page, f"{DOWNLOADS}/{page.name}.ipynb", "executed notebook")]
     links += [_download(page, path, f"table {number} (CSV)") for number, path in enumerate(files, 1)]
-    links += [f'<a href="{html.escape(src)}" download>figure {n}</a>' for n, src in enumerate(pictures, 1)]
-    facts_list = f"<dl>{''.join(rows)}</dl>" if rows else ""
-    return (
-        '<details class="kdc-provenance"><summary>Provenance and downloads</summary>'
-        f"{facts_list}<p>{' · '.join(links)}</p></details>"
-    )
+    links += [f'<a href="{html.escape(src)}" download>figure {number}</a>' for number, src in enumerate(pictures, 1)]
+    return f'<details class="kdc-downloads"><summary>Downloads</summary><p>{" · ".join(links)}</p></details>'
 
 
 def _download(page: Page, path: str, said: str) -> str:

@@ -95,7 +95,8 @@ def _fill_in(book: Book, faults: list[str]) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(book.root / chapter.path, copy)
     settings = yaml.safe_load((book.root / "_config.yml").read_text())
-    why = html.escape("; ".join(faults) or "rendered with --draft")
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    why = html.escape(f"{faults[0]}{more}" if faults else "rendered with --draft")
     settings["sphinx"]["config"]["html_theme_options"]["announcement"] = f"Draft, not the book: {why}"
     (book.staged / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
 

@@ -26,7 +26,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 WIDTHS = (390, 600, 768, 992, 1280, 1600)  # pixels
 IMAGES = re.compile(r"\.(png|jpe?g|gif|webp)$")
-AXE = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations']})"
+AXE = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations'], preload: false})"
 CUT_OFF = """() => [...document.querySelectorAll('main pre')].filter(
     (e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 60))"""
 

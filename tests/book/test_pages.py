@@ -1,4 +1,4 @@
-"""What the pages get beyond Sphinx: formulas, folded code, the map, provenance, downloads, marks; the README."""
+"""What the pages get beyond Sphinx: formulas, the map, downloads, marks; the README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdcdiff.metrics.estimate import Estimate
 
 from ..conftest import REPO
 
-# ------------------------------------------------------------------------------------------- formulas, code
+# ----------------------------------------------------------------------------------------------- formulas
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,6 @@ def test_every_formula_of_the_book_has_mathml():
     assert len(found) > 20
     for tex in found:
         extension.mathml(tex)
-
-
-def test_code_is_folded_unless_its_tags_decide():
-    tags = [[], ["parameters"], ["show-input"], ["remove-cell"]]
-    cells = [nbformat.v4.new_code_cell("1", metadata={"tags": own}) for own in tags] + [nbformat.v4.new_markdown_cell()]
-    made = json.loads(extension.folded(nbformat.writes(nbformat.v4.new_notebook(cells=cells))))["cells"]
-    assert [cell["metadata"].get("tags") for cell in made] == [
-        ["hide-input"], ["parameters", "hide-input"], ["show-input"], ["remove-cell"], None
-    ]  # fmt: skip
 
 
 def test_a_docstring_is_read_as_what_it_means():
@@ -92,36 +83,27 @@ BODY = """<section><h1>Title</h1><div class="cell_output">{table}<img src="../_i
 <div class="highlight"><pre>code</pre></div></section>"""
 
 
-def test_a_chapter_gets_its_map_its_downloads_and_its_provenance(book):
+def test_a_chapter_gets_its_map_and_its_downloads(book):
     table = tables.table([{"model": "a, student", "share": Estimate(0.5, 0.4, 0.6)}], caption="Models")._repr_html_()
-    made = {
-        "commit": "abc123",
-        "device": "cpu",
-        "python": "3.11",
-        "executor": "papermill",
-        "finished": "2026-01-01T10:00",
-    }
-    finished = pages.finish(BODY.format(table=table), book.chapters()[1], book, made, {"teacher": ["teacher-1f"]})
+    finished = pages.finish(BODY.format(table=table), book.chapters()[1], book)
     soup = BeautifulSoup(finished.body, "html.parser")
     assert [step.get_text() for step in soup.select(".kdc-road li")] == ["First", "Then"]
     assert soup.select_one(".kdc-road [aria-current]").get_text() == "First"
     assert [a["href"] for a in soup.select(".kdc-road a")] == ["01-a.html", "03-c.html"]
     assert finished.files == {"downloads/b-table-1.csv": 'model,share\n"a, student","0.50 [0.40, 0.60]"\n'}
-    links = {a.get_text(): a["href"] for a in soup.select(".kdc-provenance a")}
+    links = {a.get_text(): a["href"] for a in soup.select(".kdc-downloads a")}
     assert links["executed notebook"] == "../downloads/b.ipynb" and links["figure 1"] == "../_images/x.png"
     assert links["table 1 (CSV)"] == "../downloads/b-table-1.csv"
-    facts = soup.select_one(".kdc-provenance dl").get_text(" ")
-    assert "abc123" in facts and "teacher-1f" in facts and "2026-01-01 10:00" in facts
 
 
 def test_what_scrolls_can_be_scrolled_from_the_keyboard(book):
     page = Page(Path("book/intro.md"))
     body = BODY.format(table="<table><caption>Of all</caption><tr><td>1</td></tr></table>")
-    soup = BeautifulSoup(pages.finish(body, page, book, {}, {}).body, "html.parser")
+    soup = BeautifulSoup(pages.finish(body, page, book).body, "html.parser")
     frame = soup.table.parent
     assert (frame["tabindex"], frame["role"], frame["aria-label"]) == ("0", "region", "Of all (1)")
-    assert soup.pre["tabindex"] == "0" and not soup.select(".kdc-road, .kdc-provenance")
-    again = pages.finish(str(soup), page, book, {}, {}).body
+    assert soup.pre["tabindex"] == "0" and not soup.select(".kdc-road, .kdc-downloads")
+    again = pages.finish(str(soup), page, book).body
     assert again.count("kdc-scroll") == 1, "once is enough"
 
 
@@ -155,9 +137,10 @@ def test_the_page_on_photographs_shows_every_recorded_row():
 def test_every_command_and_every_module_has_its_place_in_the_book():
     files = {path.stem for path in (REPO / "kdcdiff" / "cli").glob("*.py")}
     assert set(cli.COMMANDS) == files - {"__init__", "arguments"}, "what `marks.commands` asks for its help"
-    listed = {
-        name for page in (REPO / "book").glob("api*.md") for name in re.findall(r"automodule:: (\S+)", page.read_text())
-    }
+    pages_of = {name for name in marks.MAKERS if name.startswith("api")}
+    for name in pages_of:
+        assert f"<!-- {name} -->" in (REPO / "book" / f"{name}.md").read_text()
+    listed = set(re.findall(r"automodule:: (\S+)", "".join(marks.MAKERS[name](Book(REPO)) for name in pages_of)))
     modules = {
         ".".join(path.relative_to(REPO).with_suffix("").parts)
         for path in (REPO / "kdcdiff").rglob("*.py")
