@@ -93,21 +93,22 @@ def remove(store: Store, entry: Entry) -> bool:
         return free
 
 
-def pull(store: Store, source: str, stages: Sequence[str] = (), say: Callable[[str], None] = print) -> tuple[int, int]:
-    """Take the artifacts of the store at `source`, all or those of `stages`; (how many came, how many were here).
+def pull(root: Path, source: str, stages: Sequence[str] = (), say: Callable[[str], None] = print) -> tuple[int, int]:
+    """Take to the store at `root` the artifacts of another one, all or those of `stages`; how many came and were here.
 
     `source` is a folder or a URL that fsspec opens. UserError: no store is there, none of `stages`, or an artifact
     that is not what its manifest says; those before it stay.
     """
     came = here = 0
     with _refusals(source):
-        files, root = fsspec.core.url_to_fs(source if "://" in source else str(Path(source).expanduser().resolve()))
-        folders = sorted(str(path).rstrip("/") for path in files.ls(root, detail=False))
+        files, there = fsspec.core.url_to_fs(source if "://" in source else str(Path(source).expanduser().resolve()))
+        folders = sorted(str(path).rstrip("/") for path in files.ls(there, detail=False))
         manifests = {path: manifest for path in folders if (manifest := _manifest(files, path)) is not None}
         check(bool(manifests), "source", source, "holds no artifact")
         known = sorted({manifest["stage"] for manifest in manifests.values()})
         for stage in stages:
             check(stage in known, "stage", stage, f"must be one of {', '.join(known)}")
+        store = Store(root, say=say)
         for path, manifest in manifests.items():
             if not stages or manifest["stage"] in stages:
                 new = store.adopt(manifest, partial(_open, files, path))

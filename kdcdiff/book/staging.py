@@ -62,6 +62,7 @@ def is_current(book: Book, chapter: Page, stamp: str | None = None) -> bool:
     return (
         made.get("status") == "completed"
         and (stamp is None or made.get("stamp") == stamp)
+        and made.get("whole") == _whole(notebook)
         and {"source": made.get("source"), "figures": made.get("figures")} == _present(book, chapter)
         and not notebooks.flaws(notebook)
     )
@@ -73,6 +74,12 @@ def _present(book: Book, chapter: Page) -> dict[str, str]:
         "source": notebooks.source_digest(notebooks.read(book.root / chapter.path)),
         "figures": notebooks.digest(Results(book.results).chapter(chapter.name)),
     }
+
+
+def _whole(notebook: NotebookNode) -> str:
+    """Hash an executed copy but for this hash: its outputs are what the book shows."""
+    own = {name: value for name, value in notebook.metadata.get("kdcdiff", {}).items() if name != "whole"}
+    return notebooks.digest([notebook.cells, notebook.metadata | {"kdcdiff": own}])
 
 
 def publish(
@@ -115,6 +122,8 @@ def publish(
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)  # as it will be read
+    notebook.metadata["kdcdiff"]["whole"] = _whole(notebook)
     write_atomically(book.staged / chapter.path, nbformat.writes(notebook) + "\n")
 
 

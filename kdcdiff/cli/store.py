@@ -94,9 +94,8 @@ def _gc(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from kdcdiff.store import Store
     from kdcdiff.upkeep import pull
 
-    came, here = pull(Store(args.artifacts), args.source, args.stage)
+    came, here = pull(args.artifacts, args.source, args.stage)
     print(f"{came} artifacts pulled, {here} were here")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def split_folder(root: Path, split: str) -> Path:
 def folder_classes(root: Path, least: int = 1) -> list[str]:
     """Name the classes that both splits have, sorted. UserError: none, or fewer than `least` training images of one."""
     counts = {
-        split: {d.name: len(image_files(d)) for d in split_folder(root, split).iterdir() if d.is_dir()}
+        split: {d.name: len(image_files(d, root=root)) for d in split_folder(root, split).iterdir() if d.is_dir()}
         for split in SPLITS
     }
     train, test = counts["train"], counts["test"]
@@ -88,7 +89,7 @@ def load_folder(
     for name in classes:
         check((folder / name).is_dir(), "class", name, f"must be a folder of {folder}")
     texts = folder_captions(folder)
-    files = [f for name in classes for f in image_files(folder / name)[:per_class]]
+    files = [f for name in classes for f in image_files(folder / name, root=root)[:per_class]]
     images = np.empty((len(files), size, size, 3), np.uint8)
     read: list[Path] = []
     unreadable: list[str] = []
@@ -145,7 +146,7 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
             for path, label in zip(part._image_files, part._labels, strict=True):
                 link = partial / split / part.classes[label] / path.name
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
+                os.link(path, link)  # not a symbolic one: none may leave an image folder
     partial.rename(folder)
     return folder
 
@@ -201,7 +202,7 @@ class Source:
         digest = hashlib.sha256()
         for split in SPLITS:
             folder = split_folder(self.root, split)
-            for f in (f for name in self.classes for f in image_files(folder / name)):
+            for f in (f for name in self.classes for f in image_files(folder / name, root=self.root)):
                 about = f.stat()
                 own = _file_checksum(f, about.st_size, about.st_mtime_ns)
                 digest.update(f"{split}/{f.parent.name}/{f.name}:{own}\n".encode())

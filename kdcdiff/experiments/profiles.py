@@ -14,10 +14,13 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from kdcdiff.errors import UserError, check
+from kdcdiff.models.shipped import find_pipeline
+from kdcdiff.models.variants import variant
 
 
 def _size(
@@ -26,9 +29,13 @@ def _size(
     high: float | None = None,
     *,
     choices: tuple[Any, ...] | None = None,
+    known: Callable[[str], object] = str,
 ) -> Any:
-    """A field with its `mini` value, and what an override may be: a range (ends in), or a list of choices."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices})
+    """A field with its `mini` value, and what an override may be: a range (ends in), choices, or what `known` takes.
+
+    `known` raises UserError for anything else.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices, "known": known})
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Profile:
     test_images: int = _size(50, 2)  # held-out pictures per class
 
     # teacher
-    teacher: str = _size("flora")  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
+    teacher: str = _size("flora", known=find_pipeline)  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
     classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
@@ -54,7 +61,7 @@ class Profile:
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
-    variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
+    variant: str = _size("kdc-described", known=variant)
     distill_steps: int = _size(700, 1)
     comparison_steps: int = _size(300, 1)  # of each other student that it is compared with
     distill_batch: int = _size(32, 1)
@@ -86,7 +93,7 @@ class Profile:
     continual_sampler_steps: int = _size(10, 1, 1000)
     capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
     capacities: tuple[int, ...] = _size((8, 1280), 1)  # others that it is compared with: from one a class to all
-    policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
+    policy: str = _size("reservoir", choices=("reservoir", "ring", "herding", "uniform"))  # of the replay buffer
 
     # the papers' tables with stand-ins
     style_steps: int = _size(100, 0)  # of fine-tuning each stand-in; 0: the hub's own models instead
@@ -220,6 +227,7 @@ def _checked(name: str, field: dataclasses.Field[Any], kind: Any, value: Any) ->
         check(math.isfinite(value), name, value, expected)
     inside = (low is None or value >= low) and (high is None or value <= high)
     check(inside and (not choices or value in choices), name, value, expected)
+    field.metadata["known"](value)
     return value
 
 

@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.models.shipped import find_pipeline, shipped
+from kdcdiff.models.unet_files import tensor_names
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
 
@@ -155,10 +156,38 @@ def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
             folder or str(name), dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
             use_safetensors=True,
         )  # fmt: skip
-    except OSError as error:  # the hub's many ways to fail, and a folder's
-        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the hub's many ways to fail, and those of a folder that holds anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({reason})") from error
+    if folder is not None:
+        _check_parts(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Raise UserError unless every weight of a pipeline was in its files.
+
+    diffusers and transformers fill in what is missing at random, and say so in a log alone.
+    """
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        check(getattr(pipeline, part) is not None, "pipeline", str(folder), f"cannot be loaded (it has no {part})")
+    words = len(pipeline.tokenizer), pipeline.tokenizer.model_max_length
+    known = words[0] > 2 and words[1] < 2**16
+    check(known, "pipeline", str(folder), "cannot be loaded (its tokenizer has no words, or no length)")
+    for part in ("unet", "vae", "text_encoder"):
+        held = {_plain(name) for file in (folder / part).glob("*.safetensors") for name in tensor_names(file)}
+        missing = sorted({_plain(name) for name in getattr(pipeline, part).state_dict()} - held)
+        if part == "vae":  # the names of its attention have changed since Stable Diffusion 1.x was saved
+            missing = [name for name in missing if ".attentions." not in name]
+        told = f"cannot be loaded (its {part} lacks {len(missing)} tensors, such as {missing[:1]})"
+        check(not missing, "pipeline", str(folder), told)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("text_model.")
 
 
 def image_size(pipeline: StableDiffusionPipeline) -> int:

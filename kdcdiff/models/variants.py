@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from kdcdiff.errors import UserError, check
+from kdcdiff.errors import UserError, check, one_line
 
 Innermost = Literal["kept", "down removed", "both removed"]
 
@@ -38,7 +38,9 @@ class Variant:
         choices = get_args(Innermost)
         check(self.innermost in choices, "innermost", self.innermost, f"one of {', '.join(choices)}")
         check(isinstance(self.mid, bool), "mid", self.mid, "true or false")
-        check(isinstance(self.name, str) and bool(self.name), "name", self.name, "a name")
+        plain = isinstance(self.name, str) and bool(self.name) and self.name == one_line(self.name)
+        check(plain and len(self.name) <= 100, "name", self.name, "a name, of one line and at most 100 characters")
+        check(isinstance(self.removed, str), "removed", self.removed, "a clause")
         if not isinstance(pairs, int):
             object.__setattr__(self, "fewer_pairs", numbers)
 
@@ -88,9 +90,9 @@ def variant(what: str | Path | Variant) -> Variant:
     allowed = f"one of {', '.join(VARIANTS)}, or a JSON file with a variant's fields"
     check(path.suffix == ".json" and path.is_file(), "variant", str(what), allowed)
     try:
-        return Variant(**{"name": path.stem} | json.loads(path.read_text()))
+        return Variant(**{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")))
     except UserError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         allowed = "name, removed, fewer_pairs, innermost and mid"
         raise UserError(f"variant={str(what)!r}: a JSON object with some of {allowed} ({error})") from None

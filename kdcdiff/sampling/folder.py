@@ -51,7 +51,9 @@ def generate_to_folder(
     _claim(folder, asdict(sampling) | own)
 
     names = [(f"{name}/" if name else "") + f"{i:06d}.png" for i, name in enumerate(classes)]
-    done = {row["file_name"]: row for row in read_metadata(folder)}
+    wanted = {names[i]: (text, str(sampling.seed), str(i), classes[i], scheduler) for i, text in enumerate(prompts)}
+    told = {row["file_name"]: row for row in read_metadata(folder)}
+    done = {name: row for name, row in told.items() if wanted.get(name) == tuple(row.get(c) for c in COLUMNS[1:6])}
     todo = [numbers for numbers in sampling.batches(len(prompts)) if any(names[i] not in done for i in numbers)]
     redone = {names[i] for numbers in todo for i in numbers}
     _rewrite(folder, [row for row in done.values() if row["file_name"] in set(names) - redone])
@@ -115,7 +117,9 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if path.is_file():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not isinstance(there, dict):
+                raise ValueError
+        except (ValueError, RecursionError) as error:
             raise UserError(f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder") from error
         differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v)
         allowed = f"holds images of other settings ({differ}); choose another folder"

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdcdiff.data.latents import DenoisingBatch, LatentSet, Origin, add_noise, denoising_batch, draw_rows
 from kdcdiff.errors import check
+from kdcdiff.training.checkpoint import load_whole, save_whole
 from kdcdiff.training.loop import Batch, Loss, fit, step_generator
 from kdcdiff.training.losses import denoising_loss
 from kdcdiff.training.replay import LatentReplayBuffer
@@ -109,8 +109,8 @@ def learn(
         current, seen = latents.of_classes(names), order[:stage]
         check(len(current) > 0, "class", names[0], "has no training latents")
         finished = folder / f"stage-{stage:02d}.safetensors"
-        if finished.is_file():
-            unet.load_state_dict(load_file(finished))
+        if finished.is_file() and (whole := load_whole(finished)) is not None:
+            unet.load_state_dict(whole[1])
         else:
             asked = seen and (kind.distill_previous or kind.replay == "generated")
             previous = copy.deepcopy(unet).eval().requires_grad_(False) if asked else None
@@ -127,9 +127,7 @@ def learn(
                 seed=seed * 1009 + stage, folder=folder / finished.stem, checkpoint_every=200,
                 describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}",
             )  # fmt: skip
-            partial = finished.with_suffix(".partial")
-            save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, partial)
-            partial.rename(finished)
+            save_whole(unet.state_dict(), finished, {"stage": str(stage)})
         if kind.replay in ("latents", "pixels"):
             rows = latents.labels == latents.classes.index(names[0])
             kept = current.mean if kind.replay == "latents" or pixels is None else pixels[rows]

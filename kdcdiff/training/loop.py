@@ -64,6 +64,17 @@ def _log(path: Path | None, keep_bytes: int) -> Iterator[Callable[[dict[str, Any
         yield write
 
 
+def _logged(path: Path, size: int) -> list[dict[str, Any]]:
+    """Read the first `size` bytes of a log. UserError: they are no longer what they were when they were written."""
+    try:
+        text = path.read_bytes()[:size]
+        check(len(text) == size and text.endswith(b"\n"), "log", str(path), "is cut short")
+        return [json.loads(row) for row in text.splitlines()]
+    except (OSError, ValueError) as error:
+        told = f"does not go with the checkpoint beside it ({error}); remove the folder to train anew"
+        raise UserError(f"log={str(path)!r}: {told}") from None
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -119,7 +130,7 @@ def fit(
         restore(state, *learnt)
     del state  # a second copy of it all
     log_path = folder / "log.jsonl" if folder is not None and accelerator.is_main_process else None
-    rows = [json.loads(row) for row in log_path.read_bytes()[:log_bytes].splitlines()] if log_path and log_bytes else []
+    rows = _logged(log_path, log_bytes) if log_path and log_bytes else []
 
     wrapped, optimizer = accelerator.prepare(model, bare)
     if averaged is not None:
