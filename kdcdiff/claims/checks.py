@@ -18,6 +18,7 @@ import operator
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from kdcdiff.claims import readings, tables
@@ -256,6 +257,7 @@ class Checker:
         return min((n for name in self.read if (n := self.evidence[name].n)), default=None)
 
 
+@lru_cache(maxsize=1024)
 def parse(check: str) -> ast.expr:
     """Parse a check. UserError, in one line: it is not of the language, or names what does not exist."""
     try:

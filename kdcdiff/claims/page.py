@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from kdcdiff.claims.model import (
+    AGAINST,
     AGREES,
     INCONSISTENT,
     KINDS,
@@ -116,10 +117,11 @@ def _row(place: int, verdict: Verdict, decided: str, chapters: Mapping[str, tupl
     link = f' Decided in <a href="{escape(target)}">{escape(title)}</a>.' if decided else ""
     measured = f" Measured: {escape(verdict.scale)}." if verdict.scale else ""
     fragile = " <em>Hangs on a threshold of ours.</em>" if verdict.fragile else ""
+    weighs = f"weighs: {claim.severity}" if verdict.outcome in AGAINST else claim.kind
     colour = f'style="border-left-color: {COLOURS.get(verdict.outcome, GREY)}"'
     return (
         f'<tr id="{escape(claim.id)}" {attributes}>'
-        f'<td class="claims-verdict" {colour}><b>{escape(verdict.outcome)}</b><br>{_small(claim.severity)}</td>'
+        f'<td class="claims-verdict" {colour}><b>{escape(verdict.outcome)}</b> <br>{_small(weighs)}</td>'
         f"<td><q>{escape(claim.quote)}</q><br>{_small(f'{SOURCES[claim.paper]}, {claim.place}')}"
         f' <a class="claims-link" href="#{escape(claim.id)}" aria-label="link to {escape(claim.id)}">¶</a></td>'
         f"<td>{escape(claim.note or verdict.reason)}{fragile}<br>{_small_html(measured + link)}</td></tr>"

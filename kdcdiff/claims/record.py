@@ -85,13 +85,13 @@ def line(name: str, result: Evidence) -> tuple[Any, ...]:
 
 
 def write(judged: Iterable[Verdict], results: Mapping[str, Evidence], folder: Path) -> None:
-    """Put verdicts, and the results that the measured ones read, on record in `folder`."""
+    """Put verdicts, and the results that the measured ones ask for, on record in `folder`."""
     rows, used = [], set()
     for v in judged:
         counted = bool(v.tier) and v.tier != MEANINGLESS
         outcome = v.outcome if counted or v.claim.offline else NOT_TESTED
         rows.append((v.claim.id, outcome, v.tier if counted else "", v.dataset if counted else ""))
-        used |= set(v.evidence) if counted else set()
+        used |= set(checks.evidence_names(v.claim.check)) if counted else set()
     lines = [line(name, results[name]) for name in sorted(used)]
     for file, columns, body in (("verdicts.csv", VERDICT_COLUMNS, rows), ("evidence.csv", EVIDENCE_COLUMNS, lines)):
         with (folder / file).open("w", encoding="utf-8", newline="") as out:
