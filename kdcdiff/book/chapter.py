@@ -34,6 +34,11 @@ MEANING = {
     "mini": "a small model on small pictures: directions mean something, magnitudes are not the papers'",
     "paper": "the papers' models, data and protocol",
 }
+AUDITS = {  # chapters that look at no small model: what they compute from, at any profile
+    "architecture": "computed from the papers' words and from networks of full size: the same at every profile",
+    "plausibility": "computed from the papers' own numbers: the same at every profile",
+    "verdicts": "judged from the papers' own numbers, and from what the chapters before have measured",
+}
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,24 @@ class Chapter(Run):
     said: dict[str, Any] = field(default_factory=dict)  # what was glued, by name
 
     def record(self, name: str, value: Estimate | float, *, unit: str = "") -> Result:
-        """Report a figure: into the results file, and glued as `name` (its interval as `name.low`, `name.high`)."""
+        """Report a figure: into the results file, where the verdicts read it, and glued as `name`."""
         where = {"chapter": self.name, "profile": self.profile.name, "dataset": self.dataset_word}
         result = self.results.record(name, value, unit=unit, seed=self.seed, device=self.device, **where)
-        self.glue(name, result.value)
-        if isinstance(value, Estimate):  # prose may name its bounds, also where they are equal or infinite
-            self.glue(f"{name}.low", value.low)
-            self.glue(f"{name}.high", value.high)
+        self.glue(name, value if isinstance(value, Estimate) else result.value)
         return result
 
     def glue(self, name: str, value: Any) -> None:
-        """Make `value` available to the prose as {glue:text}`name`: a number, a text, or anything as it displays."""
+        """Make `value` available to the prose as {glue:text}`name`: a number, a text, or anything as it displays.
+
+        An estimate is glued as its value, and its bounds, also equal or infinite ones, as `name.low` and `name.high`.
+        """
         from IPython.core.formatters import format_display_data
         from IPython.display import display
 
+        if isinstance(value, Estimate):
+            self.glue(f"{name}.low", value.low)
+            self.glue(f"{name}.high", value.high)
+            value = value.value
         value = value.item() if getattr(value, "shape", None) == () else value
         self.said[name] = value
         bundle, metadata = ({"text/plain": value}, {}) if isinstance(value, str) else format_display_data(value)
@@ -139,6 +148,8 @@ def _show_badge(chapter: Chapter) -> None:
     if get_ipython() is None:
         print(plain, flush=True)
         return
-    spans = "".join(f"<span>{html.escape(word)}</span>" for word in [*words, *filter(None, [MEANING.get(tier)])])
-    line = f'<div class="kdc-badge kdc-{html.escape(tier)}">{spans}</div>'
+    meaning = AUDITS.get(chapter.name) or MEANING.get(tier)
+    spans = "".join(f"<span>{html.escape(word)}</span>" for word in [*words, *filter(None, [meaning])])
+    kind = "audit" if chapter.name in AUDITS else tier
+    line = f'<div class="kdc-badge kdc-{html.escape(kind)}">{spans}</div>'
     display({"text/html": line, "text/plain": plain}, raw=True)

@@ -100,8 +100,7 @@ class ResultRole(SphinxRole):
         self.env.note_dependency(str(book.results))
         result = Results.load(book.results).get(name)
         if result is None:
-            logger.warning("no chapter has recorded %r", name, location=self.get_location())
-            return [nodes.literal(self.rawtext, f"({name}: not recorded)")], []
+            return [nodes.inline(self.rawtext, "(not measured in this run)")], []  # another variant, say
         low, high = result.interval or (result.value, result.value)
         said = format(Estimate(result.value, low, high) if result.interval else result.value, form or ".2f")
         chapter = next((page for page in book.chapters() if page.name == result.chapter), None)

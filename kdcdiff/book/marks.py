@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from nbformat import NotebookNode
 
@@ -52,13 +53,13 @@ def colour(verdict: str) -> str:
 
 
 def verdict_bar(counts: Mapping[str, int], link: str) -> str:
-    """Draw how many claims met each verdict, as one bar with its list, each linked to the table of all claims."""
+    """Draw how many claims met each verdict, as one bar with its list, each linked to its claims."""
     met = [name for name, count in counts.items() if count]
     styles = {name: f"--kdc-verdict: {colour(name)}" for name in met}
     pieces = "".join(f'<i style="flex-grow: {counts[name]}; {styles[name]}"></i>' for name in met)
+    links = {name: html.escape(f"{link}#verdict={quote(name)}") for name in met}
     items = "".join(
-        f'<li style="{styles[name]}"><a href="{html.escape(link)}"><b>{counts[name]}</b> {name}</a></li>'
-        for name in met
+        f'<li style="{styles[name]}"><a href="{links[name]}"><b>{counts[name]}</b> {name}</a></li>' for name in met
     )
     said = f"{sum(counts.values())} claims: " + ", ".join(f"{counts[name]} {name}" for name in met)
     bar = f'<div role="img" aria-label="{html.escape(said)}">{pieces}</div>'

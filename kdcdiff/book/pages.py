@@ -35,7 +35,7 @@ def finish(body: str, page: Page, book: Book) -> Finished:
     if not page.is_chapter:
         return Finished(str(soup))
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
-    pictures = [image["src"] for image in soup.select("div.cell_output img[src]")]
+    pictures = [str(image["src"]) for image in soup.select("div.cell_output img[src]")]
     article = soup.find("section") or soup
     title = article.find("h1") if isinstance(article, Tag) else None
     if title:

@@ -8,7 +8,10 @@ import nbformat
 import pytest
 
 from kdcdiff.book import answer
+from kdcdiff.book.chapter import open_chapter
 from kdcdiff.metrics.estimate import Estimate
+
+from ..conftest import write_notebook
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,21 @@ def test_the_answer_ends_at_the_next_heading_or_box():
 def test_glue_and_links_become_words():
     text = "**{glue:text}`a.word`.** {glue:text}`a.share:.2f` of it ({ref}`there <a>`) {cite}`kdc`, {glue:text}`b`."
     assert answer.filled(text, {"a.word": "Yes", "a.share": 0.126}) == ("**Yes.** 0.13 of it (there), {glue:text}`b`.")
+
+
+def test_an_estimate_is_glued_with_its_bounds(tmp_path, monkeypatch, capsys):
+    """And shown with the Answer of the chapter's file; without that file, as a list."""
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    chapter = open_chapter("a", profile="smoke", dataset="flora", seed=0, artifacts="store")
+    chapter.glue("gain", Estimate(0.2, -math.inf, 0.5))
+    assert chapter.said == {"gain.low": -math.inf, "gain.high": 0.5, "gain": 0.2}
+    chapter.record("same", Estimate(1.0, 1.0, 1.0))
+    assert (chapter.said["same.low"], chapter.said["same"]) == (1.0, 1.0)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, **_: shown.append(bundle["text/markdown"]))
+    chapter.show_answer()
+    assert "- gain.low: -inf\n- gain.high: 0.5\n- gain: 0.2\n- same.low: 1.0" in shown[0]
+    write_notebook(tmp_path / "notebooks" / "01-a.ipynb", ["md:## Answer\n\nBy {glue:text}`gain:.1f`."])
+    chapter.show_answer()
+    assert shown[1].endswith("By 0.2.")

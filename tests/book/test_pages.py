@@ -152,10 +152,21 @@ def test_every_command_and_every_module_has_its_place_in_the_book():
 # ------------------------------------------------------------------------------------------ README and figures
 
 
-def test_the_readme_says_what_the_notebooks_say():
+@pytest.fixture(scope="module")
+def front_page():
     spec = importlib.util.spec_from_file_location("front_page", REPO / "tools" / "front_page.py")
-    front_page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(front_page)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_figure_that_a_page_asks_for_is_one_that_a_chapter_reports(front_page):
+    text = "".join(page.read_text() for page in (REPO / "book").glob("*.md"))
+    asked = set(re.findall(r"\{result\}`([^`:]+)", text))
+    assert len(asked) > 10 and asked <= front_page.figures(REPO).keys()
+
+
+def test_the_readme_says_what_the_notebooks_say(front_page):
     values = front_page.figures(REPO)
     text = (REPO / "README.md").read_text()
     said = text.partition(front_page.OPEN)[2].partition(front_page.CLOSE)[0]
