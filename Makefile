@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | serve | bench | lint | clean        (make help)
+# make setup | book | test | test-faults | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -11,6 +11,7 @@ PARAMS    ?=
 PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
+KILLS     ?= 30
 LINTED    := kdcdiff tests benchmarks tools notebooks
 
 # OpenMP's threads sleep while they wait, in all that is started here: a busy machine stays usable (book/scaling.md).
@@ -20,7 +21,7 @@ BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.kdcdiff-packages
 READY := $(VENV)/.kdcdiff-ready
 
-.PHONY: help setup book notebooks test lint serve bench clean
+.PHONY: help setup book notebooks test test-faults lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,7 @@ help:
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
+	@echo "make test-faults           kill a small road $(KILLS) times, and finish it: KILLS=30"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
@@ -73,6 +75,10 @@ test: $(READY)
 	@echo "test: running $(TESTS), the notebooks at profile smoke among them"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --junit-xml _build/test-report.xml $(TESTS)
 	@echo "test: passed; the report is in $(abspath _build/test-report.xml)"
+
+test-faults: $(READY)
+	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"
+	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/faults
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
