@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | test-pages | serve | bench | lint | clean        (make help)
+# make setup | book | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -11,6 +11,7 @@ PARAMS    ?=
 PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
+KILLS     ?= 30
 LINTED    := kdcdiff tests benchmarks tools notebooks
 
 # OpenMP's threads sleep while they wait, in all that is started here: a busy machine stays usable (book/scaling.md).
@@ -20,7 +21,7 @@ BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.kdcdiff-packages
 READY := $(VENV)/.kdcdiff-ready
 
-.PHONY: help setup book notebooks test test-pages lint serve bench clean
+.PHONY: help setup book notebooks test test-pages test-faults lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
+	@echo "make test-faults           kill a small road $(KILLS) times, and finish it: KILLS=30"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
@@ -78,6 +80,10 @@ test: $(READY)
 test-pages: $(READY)
 	@test -f _build/html/index.html || { echo "test-pages: no book yet; make book renders it" >&2; exit 1; }
 	@$(BIN)/python -m pytest -q tests/book/browser.py
+
+test-faults: $(READY)
+	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"
+	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/faults
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)

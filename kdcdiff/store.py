@@ -42,6 +42,7 @@ from kdcdiff.manifest import (
 )
 from kdcdiff.provenance import PeakMemory, provenance, sha256_file
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, somebody's share of it, or a limit on a file's size
 CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
 
 
@@ -242,7 +243,7 @@ class Store:
         except Exception as error:
             code = getattr(error, "errno", None)
             # safetensors and torch pass a full disk on as text
-            if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            if code in FULL or any(os.strerror(full) in str(error) for full in FULL):
                 raise UserError(
                     f"artifacts={str(self.root)!r}: no space left while {doing}; "
                     "free some, or choose a folder on another disk"

@@ -64,10 +64,16 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
     words = sorted({word for caption in captions for word in caption.lower().split()})
+    # Pairs that are equally frequent are merged in the order of their letters' numbers, and a letter that ends a word
+    # is numbered when it is met, in the random order of a hash map: so all letters are numbered before.
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    last = {piece[-1] for word in words for piece, _ in spelt.pre_tokenize_str(word)}
+    trainer = trainers.BpeTrainer(
+        vocab_size=size + len(alphabet) - len(last), special_tokens=letters, end_of_word_suffix="</w>",
+        show_progress=False,
+    )  # fmt: skip
     tokenizer.train_from_iterator(words, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt]

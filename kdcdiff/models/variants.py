@@ -7,11 +7,12 @@ variant has code of its own.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from kdcdiff.errors import UserError, check, one_line
+from kdcdiff.errors import UserError, check
 
 Innermost = Literal["kept", "down removed", "both removed"]
 
@@ -38,8 +39,8 @@ class Variant:
         choices = get_args(Innermost)
         check(self.innermost in choices, "innermost", self.innermost, f"one of {', '.join(choices)}")
         check(isinstance(self.mid, bool), "mid", self.mid, "true or false")
-        plain = isinstance(self.name, str) and bool(self.name) and self.name == one_line(self.name)
-        check(plain and len(self.name) <= 100, "name", self.name, "a name, of one line and at most 100 characters")
+        plain = isinstance(self.name, str) and bool(re.fullmatch(r"[\w.-][\w. -]{0,99}", self.name))
+        check(plain, "name", self.name, "a name of one line: at most 100 letters, digits, dots, dashes and spaces")
         check(isinstance(self.removed, str), "removed", self.removed, "a clause")
         if not isinstance(pairs, int):
             object.__setattr__(self, "fewer_pairs", numbers)
