@@ -94,6 +94,37 @@ def model_card(
     )  # fmt: skip
 
 
+LEARNT = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, continual-learning]
+---
+
+# {student}, and {count} classes more
+
+A Stable Diffusion pipeline to which `kdcdiff {version} continual` has taught new classes, one after another.
+
+| | |
+|---|---|
+{rows}
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(".")
+```
+
+Text encoder, tokenizer, autoencoder and scheduler are those of {student}, whose licence and limits on use hold for this
+model as well.
+"""
+
+
+def learnt_card(student: str, count: int, training: Mapping[str, object]) -> str:
+    """Write the README of a pipeline that has learnt `count` classes; `training` are the rows of its table."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    return LEARNT.format(student=student, count=count, version=kdcdiff.__version__, rows=rows)
+
+
 @contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` to write in, which becomes `out` when it is complete.
