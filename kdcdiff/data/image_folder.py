@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from torch import Tensor
 from kdcdiff.data.image_set import IMAGE_SUFFIXES
 from kdcdiff.errors import UserError, check
 
+LINES = "metadata.jsonl"  # the same table, a JSON object a line
 METADATA = "metadata.csv"  # the imagefolder convention of `datasets`: file_name, text (or caption), further columns
 TEXT = ("text", "caption")  # what the column of captions may be called
 
@@ -46,17 +48,27 @@ def image_files(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a folder's ``metadata.csv`` whose images are there: none without a table, no torn last line.
+    """Read the rows of a folder's ``metadata.csv``, or else ``metadata.jsonl``, whose images are there.
 
-    UserError: a table that does not name its files.
+    There are none without a table, and a torn last line is none. UserError: a table that does not name its files, or a
+    line that is no JSON.
     """
     path = Path(folder) / METADATA
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows: list[dict[str, str]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    elif (path := Path(folder) / LINES).is_file():
+        rows = [_json_row(path, line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     check(not rows or "file_name" in rows[0], METADATA, str(path), "needs the columns file_name and text")
     return [row for row in rows if None not in row.values() and (path.parent / row["file_name"]).is_file()]
+
+
+def _json_row(path: Path, line: str) -> dict[str, str]:
+    try:
+        return {name: str(value) for name, value in json.loads(line).items() if value is not None}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{LINES}={str(path)!r}: must hold a JSON object a line, not {line[:60]!r}") from error
 
 
 def column_of(rows: Sequence[Mapping[str, str]], *names: str) -> dict[str, str] | None:
