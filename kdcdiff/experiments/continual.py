@@ -48,6 +48,13 @@ class ClassByClass:
     seconds: float
     peak_bytes: int
 
+    @property
+    def pictures(self) -> ImageSet:
+        """What the last stage draws of every class learnt."""
+        count = self.images.shape[2]
+        labels = torch.arange(len(self.order)).repeat_interleave(count)
+        return ImageSet(self.images[-1].flatten(0, 1), labels, tuple(stages.prompts(self.order, count)), self.order)
+
 
 def class_order(run: Run, repetition: int) -> tuple[str, ...]:
     """The novel classes in the order of a repetition: the source's own for number 0, then seeded shuffles."""

@@ -297,11 +297,11 @@ def measure(run: Run, lines: list[Row]) -> dict[str, Table]:
     found: dict[str, Table] = {}
     for subject, names in subjects(run).items():
         real = pictures.of_classes(names)
-        known, found[subject] = extract(real.images, extractor), {}
+        known, found[subject] = extract(real, extractor), {}
         for name, sets in made.items():
             values: dict[str, list[float]] = {metric: [] for metric in METRICS}
             for images in (own.of_classes(names) for own in sets):
-                seen = extract(images.images, extractor)
+                seen = extract(images, extractor)
                 values["class accuracy"].append(class_accuracy(images.images, images.labels, classifier).value)
                 values["FID"].append(frechet(seen, known))
                 values["KID"].append(kid(seen, known).value)

@@ -95,7 +95,7 @@ class Profile:
     pair_steps: int = _size(30, 1)  # of distilling one full-size model from another
     table_steps: int = _size(14, 1)  # of each class, when the described student learns class by class from a teacher
     table_seeds: int = _size(3, 2)
-    table_images: int = _size(6, 1)  # drawn per class, row and seed
+    table_images: int = _size(6, 2)  # drawn per class, row and seed
     table_subject: str = _size("flowers", choices=("flowers", "butterflies"))  # of an image folder: whose rows it meets
 
     # generation and evaluation

@@ -1,7 +1,7 @@
 """Distances between two sets of images, as an extractor sees them: FID and KID; and the inception score.
 
     real = extract(real_images, extractors.features(classifier))          # once; `cached` keeps it in a store
-    kid(extract(generated, extractor), real)                              # unbiased; may be negative
+    kid(extract(generated, extractor), real)                              # may be negative
 
 The arithmetic is torchmetrics', in float64; here live the streaming, the seeds, the intervals and the conventions,
 which differ among libraries and are stated at each function. Images are (N, 3, H, W) uint8, whole or as an iterable of
@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from scipy import stats
 from torch import Tensor, nn
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 from tqdm.auto import tqdm
 
-from kdcdiff.data.image_set import Images, batches, check_images
+from kdcdiff.data.image_set import Images, ImageSet, batches, check_images
 from kdcdiff.errors import UserError, check
 from kdcdiff.metrics.estimate import Estimate, around, jackknife
 from kdcdiff.metrics.extractors import Extractor
@@ -43,13 +43,18 @@ KID_ROWS = 1_000  # rows a set that KID's interval is worked out on: its kernels
 
 @dataclass(frozen=True)
 class Features:
-    """A set of images as an extractor sees it: `rows` (m, D) float32, all or a uniform sample of `n`; sums over all."""
+    """A set of images as an extractor sees it: `rows` (m, D) float32, all or a uniform sample of `n`; sums over all.
+
+    `labels` (m,) int64 are the classes of a set that holds a fixed number of each; None where pictures were drawn
+    without looking at their class.
+    """
 
     rows: Tensor
     n: int
     total: Tensor  # (D,) float64
     outer: Tensor  # (D, D) float64, sum of x x^T
     extractor: str
+    labels: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -62,11 +67,12 @@ class Features:
 
     def only(self, rows: Tensor) -> Features:
         """Make the set of these kept rows (indices or mask)."""
-        return of_rows(self.rows[rows], self.extractor)
+        return of_rows(self.rows[rows], self.extractor, None if self.labels is None else self.labels[rows])
 
     def save(self, folder: Path) -> None:
         """Write the features to `folder`, as safetensors and JSON."""
         tensors = {"rows": self.rows, "total": self.total, "outer": self.outer}
+        tensors |= {} if self.labels is None else {"labels": self.labels}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "features.safetensors")
         (folder / "features.json").write_text(json.dumps({"n": self.n, "extractor": self.extractor}))
 
@@ -77,14 +83,17 @@ class Features:
         return cls(**fields, **json.loads((folder / "features.json").read_text()))
 
 
-def of_rows(rows: Tensor, extractor: str) -> Features:
-    """Wrap features already extracted, (n, D)."""
+def of_rows(rows: Tensor, extractor: str, labels: Tensor | None = None) -> Features:
+    """Wrap features already extracted, (n, D), and the classes of a set that holds a fixed number of each, (n,)."""
     double = rows.double()
-    return Features(rows, len(rows), double.sum(0), double.T @ double, extractor)
+    return Features(rows, len(rows), double.sum(0), double.T @ double, extractor, labels)
 
 
-def extract(images: Images | Features, extractor: Extractor, *, progress: bool = False) -> Features:
+def extract(images: Images | ImageSet | Features, extractor: Extractor, *, progress: bool = False) -> Features:
     """Stream images through an extractor once; memory is bounded by `KEPT` rows, whatever their number.
+
+    An `ImageSet` is taken to hold a fixed number of pictures of each of its classes: its labels stay with its features
+    as long as all rows do.
 
     UserError: images that are none, of several sizes or no bytes; features that are not finite, or of another
     extractor where they are given instead of images.
@@ -93,6 +102,7 @@ def extract(images: Images | Features, extractor: Extractor, *, progress: bool =
         allowed = f"the features were extracted by {images.extractor}"
         check(images.extractor == extractor.name, "extractor", extractor.name, allowed)
         return images
+    labels, images = (images.labels, images.images) if isinstance(images, ImageSet) else (None, images)
     parts: list[Tensor] = []
     total, outer = torch.zeros(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     rng, n = np.random.default_rng(0), 0
@@ -113,19 +123,21 @@ def extract(images: Images | Features, extractor: Extractor, *, progress: bool =
                         parts[0][place] = row
             n += len(seen)
             bar.update(len(seen))
-    return Features(torch.cat(parts), n, total, outer, extractor.name)
+    return Features(torch.cat(parts), n, total, outer, extractor.name, labels if n <= KEPT else None)
 
 
-def cached(store: Store, images: Tensor, extractor: Extractor) -> Features:
+def cached(store: Store, images: ImageSet, extractor: Extractor) -> Features:
     """Extract through the artifact store: the features of real images are computed once for each extractor."""
-    checksum = hashlib.sha256(str(tuple(images.shape)).encode() + check_images(images).contiguous().numpy().tobytes())
+    pixels = check_images(images.images).contiguous()
+    checksum = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.numpy().tobytes())
     external = {"images": checksum.hexdigest(), "extractor": extractor.key()}
-    made = store.get("real-features", lambda folder: extract(images, extractor).save(folder), external=external)
-    return Features.load(made.path)
+    made = store.get("real-features", lambda folder: extract(pixels, extractor).save(folder), external=external)
+    found = Features.load(made.path)
+    return replace(found, labels=images.labels if found.n <= KEPT else None)
 
 
 def _both(
-    generated: Images | Features, real: Images | Features, extractor: Extractor | None
+    generated: Images | ImageSet | Features, real: Images | ImageSet | Features, extractor: Extractor | None
 ) -> tuple[Features, Features]:
     """Return the features of both sets, extracted where they are images. UserError: those of two extractors."""
     pair = []
@@ -162,8 +174,8 @@ def _check_rank(features: Features, name: str, low_rank: bool) -> None:
 
 
 def fid(
-    generated: Images | Features,
-    real: Images | Features,
+    generated: Images | ImageSet | Features,
+    real: Images | ImageSet | Features,
     extractor: Extractor | None = None,
     *,
     low_rank: bool = False,
@@ -190,8 +202,8 @@ CURVE = 8, 3  # sample sizes of `fid_curve`, and draws at each but the largest
 
 
 def fid_curve(
-    generated: Images | Features,
-    real: Images | Features,
+    generated: Images | ImageSet | Features,
+    real: Images | ImageSet | Features,
     extractor: Extractor | None = None,
     *,
     seed: int = 0,
@@ -213,8 +225,8 @@ def fid_curve(
 
 
 def fid_infinity(
-    generated: Images | Features,
-    real: Images | Features,
+    generated: Images | ImageSet | Features,
+    real: Images | ImageSet | Features,
     extractor: Extractor | None = None,
     *,
     seed: int = 0,
@@ -241,37 +253,71 @@ def _library(seed: int) -> Iterator[None]:
         yield
 
 
+def _pair_weights(features: Features, rows: Tensor) -> Tensor:
+    """Weigh the pairs of the rows numbered `rows` (m,), so that their mean is that of independent draws: (m, m).
+
+    A set that holds n_c of its n pictures from class c has too few pairs within a class: a share (n_c - 1) / (n - 1) of
+    a picture's pairs, where two independent draws have n_c / n. Without labels all pairs weigh the same.
+    """
+    if features.labels is None:
+        return torch.ones(len(rows), len(rows), dtype=torch.float64)
+    _, classes, counts = features.labels.unique(return_inverse=True, return_counts=True)
+    own, n = classes[rows], len(features.rows)
+    within = counts.double() * (n - 1) / (n * (counts - 1).clamp(min=1))
+    return torch.where(own[:, None] == own[None, :], within[own][:, None], (n - 1) / n)
+
+
+def _mmd(a: Tensor, b: Tensor, weights_a: Tensor, weights_b: Tensor) -> float:
+    """Return the squared maximum mean discrepancy of rows `a` and `b` (float64), the pairs within each set weighted."""
+    return float(
+        maximum_mean_discrepancy(poly_kernel(a, a) * weights_a, poly_kernel(a, b), poly_kernel(b, b) * weights_b)
+    )
+
+
 def kid(
-    generated: Images | Features,
-    real: Images | Features,
+    generated: Images | ImageSet | Features,
+    real: Images | ImageSet | Features,
     extractor: Extractor | None = None,
     *,
     subsets: int = 100,
     subset_size: int | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """Return the kernel distance (Bińkowski et al. 2018): unbiased MMD^2, kernel (x.y / D + 1)^3, mean over subsets.
+    """Return the kernel distance (Bińkowski et al. 2018): squared MMD, kernel (x.y / D + 1)^3, mean over subsets.
 
     Subsets hold `subset_size` random images of each set: by default 1000, as published, or half of the smaller set
-    where it is smaller. Unbiased, so negative values are valid. The interval is a jackknife over up to 20 groups, on at
-    most 1000 rows a set, scaled to all; of equal distributions it is a little wide. UserError: fewer images than a
-    subset.
+    where it is smaller. Unbiased, so negative values are valid: of pictures drawn independently as published, and of a
+    set with labels, which holds a fixed number of each class, because its pairs are weighted as independent draws
+    would meet. (The published estimator takes such sets for closer than they are.) The interval is a jackknife over up
+    to 20 groups, on at most 1000 rows a set, scaled to all; of equal distributions it is a little wide. UserError:
+    fewer images than a subset, a class with a single image.
     """
     a, b = _both(generated, real, extractor)
     fewest = min(len(a.rows), len(b.rows))
     check(fewest >= 4, "images", fewest, "must be at least 4 in each set for KID")
     size = min(1000, fewest // 2) if subset_size is None else subset_size
     check(2 <= size <= fewest, "subset_size", size, f"must be between 2 and {fewest}, the images of the smaller set")
+    for features in (a, b):
+        alone = 2 if features.labels is None else int(features.labels.unique(return_counts=True)[1].min())
+        check(alone > 1, "images", alone, "must be at least 2 of each class for KID")
+
+    def draw(features: Features) -> tuple[Tensor, Tensor]:
+        rows = torch.randperm(len(features.rows))[:size]
+        return features.rows[rows].double(), _pair_weights(features, rows)
+
+    def without(features: Features, group: int, groups: int) -> tuple[Tensor, Tensor]:
+        picked = features.only(torch.linspace(0, len(features.rows) - 1, m).round().long())
+        left = picked.only(_not_in(picked, group, groups))
+        return left.rows.double(), _pair_weights(left, torch.arange(len(left.rows)))
+
+    def discrepancy(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+        return _mmd(one[0], other[0], one[1], other[1])
+
     with _library(seed):
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=size)
-        metric.update(a.rows.double(), real=False)
-        metric.update(b.rows.double(), real=True)
-        value = float(metric.compute()[0])
+        value = float(np.mean([discrepancy(draw(b), draw(a)) for _ in range(subsets)]))
     m = min(fewest, KID_ROWS)
-    picked = [f.rows[torch.linspace(0, len(f.rows) - 1, m).round().long()].double() for f in (a, b)]
     groups = min(GROUPS, m // 2)
-    number = torch.arange(m) % groups
-    half = jackknife(lambda g: float(poly_mmd(picked[1][number != g], picked[0][number != g])), groups, m / fewest)
+    half = jackknife(lambda g: discrepancy(without(b, g, groups), without(a, g, groups)), groups, m / fewest)
     return around(value, half, a.n, "", a.extractor)
 
 

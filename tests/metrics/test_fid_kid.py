@@ -12,6 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from kdcdiff.data.image_set import ImageSet
 from kdcdiff.errors import UserError
 from kdcdiff.metrics import extractors, fid_kid
 from kdcdiff.models.classifier import Classifier
@@ -139,6 +140,60 @@ def test_kid_is_unbiased_and_may_be_negative():
     assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(40)
 
 
+def by_class(each, seed, classes=6, dim=8):
+    """Draw `each` rows from every one of some far classes: features with their labels."""
+    centres = 3 * torch.randn(classes, dim, generator=torch.Generator().manual_seed(999))
+    labels = torch.arange(classes).repeat_interleave(each)
+    noise = torch.randn(len(labels), dim, generator=torch.Generator().manual_seed(seed))
+    return fid_kid.of_rows(centres[labels] + noise, "numbers", labels)
+
+
+def test_kid_of_labelled_sets_weighs_pairs_of_classes_as_independent_draws_meet():
+    """From the definition: the mean over two classes drawn independently of the mean kernel of two of their rows."""
+    a, b = by_class(4, 0, classes=3), by_class(4, 1, classes=3)
+
+    def within(features):
+        x, labels = features.rows.double(), features.labels
+        kernel = (x @ x.T / x.shape[1] + 1) ** 3
+        means = []
+        for c in range(3):
+            for d in range(3):
+                block = kernel[labels == c][:, labels == d]
+                means.append(block[~torch.eye(4, dtype=bool)].mean() if c == d else block.mean())
+        return float(torch.stack(means).mean())
+
+    cross = float(((a.rows.double() @ b.rows.double().T / 8 + 1) ** 3).mean())
+    expected = within(a) + within(b) - 2 * cross
+    assert fid_kid.kid(a, b, subsets=1, subset_size=12).value == pytest.approx(expected)
+    halves = [fid_kid.kid(a, b, subsets=200, subset_size=6, seed=s).value for s in range(20)]
+    assert abs(np.mean(halves) - expected) < 3 * np.std(halves) / math.sqrt(20), "in subsets as well"
+
+
+def test_kid_of_class_balanced_sets_is_biased_without_their_labels_and_not_with_them():
+    pairs = [(by_class(3, 2 * s), by_class(20, 2 * s + 1)) for s in range(60)]
+    told = [fid_kid.kid(*pair, subsets=10, seed=s).value for s, pair in enumerate(pairs)]
+    bare = [[fid_kid.of_rows(f.rows, "numbers") for f in pair] for pair in pairs]
+    untold = [fid_kid.kid(*pair, subsets=10, seed=s).value for s, pair in enumerate(bare)]
+    assert abs(np.mean(told)) < 3 * np.std(told) / math.sqrt(60)
+    assert np.mean(untold) < -10 * np.std(untold) / math.sqrt(60)
+    equal = [(by_class(10, 2 * s), by_class(10, 2 * s + 1)) for s in range(40)]
+    assert covered([fid_kid.kid(*pair, subsets=1, subset_size=60) for pair in equal], 0) > 0.85
+
+
+def test_kid_refuses_a_class_of_one():
+    with pytest.raises(UserError, match="images=1: must be at least 2 of each class for KID"):
+        fid_kid.kid(by_class(1, 0), by_class(4, 1))
+
+
+def test_labels_stay_with_the_features_of_an_image_set(features, sets, tmp_path):
+    labels = torch.arange(160) % 8
+    seen = fid_kid.extract(ImageSet(sets[0], labels, ("",) * 160, CLASSES), features)
+    assert torch.equal(seen.labels, labels) and fid_kid.extract(sets[0], features).labels is None
+    seen.save(tmp_path)
+    assert torch.equal(fid_kid.Features.load(tmp_path).labels, labels)
+    assert torch.equal(seen.only(torch.tensor([3, 9])).labels, torch.tensor([3, 1]))
+
+
 def test_inception_score_at_its_ends():
     certain = torch.eye(4).repeat(10, 1) * 60  # four classes, evenly, each certain
 
@@ -210,15 +265,16 @@ def test_streaming_equals_whole_and_memory_is_bounded(features, sets, monkeypatc
 def test_real_statistics_are_cached_in_the_store(features, classifier, sets, tmp_path):
     said = []
     store = Store(tmp_path, say=said.append)
-    first = fid_kid.cached(store, sets[1], features)
-    second = fid_kid.cached(store, sets[1], features)
+    labelled = [ImageSet(images, torch.arange(len(images)) % 8, ("",) * len(images), CLASSES) for images in sets]
+    first = fid_kid.cached(store, labelled[1], features)
+    second = fid_kid.cached(store, labelled[1], features)
     assert [line.split()[0] for line in said] == ["built"], "the second call computes nothing"
     assert torch.equal(first.rows, second.rows) and second.n == 150 and second.extractor == "tiny"
-    fid_kid.cached(store, sets[0], features)
+    assert torch.equal(second.labels, labelled[1].labels)
+    fid_kid.cached(store, labelled[0], features)
     torch.manual_seed(9)
-    fid_kid.cached(
-        store, sets[1], extractors.features(Classifier(CLASSES, width=8), "tiny")
-    )  # other weights, same name
+    other = extractors.features(Classifier(CLASSES, width=8), "tiny")  # other weights, same name
+    fid_kid.cached(store, labelled[1], other)
     assert [line.split()[0] for line in said[1:]] == ["built", "built"]
 
 
