@@ -1,7 +1,6 @@
 """What a run would make: each of its stages, what it fetches, weighs and takes. Nothing is made and nothing fetched.
 
-    plan = plan_run(profiles.get("paper"), "oxford-102", seed=0, device="cuda", rates=rates)
-    print(plan.report())
+    print(plan_run(profiles.get("paper"), "oxford-102", seed=0, device="cuda", rates=rates).report())
 
 The stages are asked for as the chapters ask for them, of a store that takes note and makes nothing. Sizes follow from
 the networks' shapes. Times come from rates that were measured (``book/results/rates.json``): where there is none for
