@@ -6,6 +6,7 @@ VENV      ?= .venv
 PROFILE   ?= mini
 DATASET   ?= flora
 SEED      ?= 0
+DEVICE    ?=
 ARTIFACTS ?= artifacts
 PARAMS    ?=
 PORT      ?= 8000
@@ -13,6 +14,8 @@ TESTS     ?= tests
 WORKERS   ?= 2
 KILLS     ?= 30
 LINTED    := kdcdiff tests benchmarks tools notebooks
+SETTINGS   = --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" \
+             $(if $(DEVICE),--device $(DEVICE)) $(PARAMS)
 
 # OpenMP's threads sleep while they wait, in all that is started here: a busy machine stays usable (book/scaling.md).
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -29,6 +32,7 @@ help:
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "make book                  run every chapter and render the book to _build/html"
 	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
@@ -66,11 +70,11 @@ $(READY): $(STAMP) pyproject.toml tools/torchvision_cpu.py
 
 book: $(READY)
 	@echo "book: running the chapters at profile $(PROFILE) on $(DATASET)"
-	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS)
+	@$(BIN)/kdcdiff run $(SETTINGS)
 	@$(BIN)/kdcdiff build
 
 notebooks: book
-	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS) --save-outputs
+	@$(BIN)/kdcdiff run $(SETTINGS) --save-outputs
 
 test: $(READY)
 	@echo "test: running $(TESTS), the notebooks at profile smoke among them"

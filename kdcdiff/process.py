@@ -1,4 +1,8 @@
-"""How a process treats its machine: it keeps freed memory, its threads sleep while they wait, and it ends when asked.
+"""How a process treats its machine: where it computes, that it keeps freed memory, how its threads wait, how it ends.
+
+**Device and dtype.** `use_device` decides where a process and all that it starts compute; networks are placed there by
+whoever loads them (`experiments.run.Run`, a command), and everything else follows the networks. The dtype follows the
+device: weights stay in float32, and under `computing` the arithmetic of a GPU is in half precision.
 
 **Memory.** glibc gives each large tensor pages of its own and returns them when it is freed, so a step that makes and
 frees a gigabyte of activations takes hundreds of thousands of page faults, and on two cores half of its time was the
@@ -22,6 +26,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
+
+from kdcdiff.errors import check
+
+if TYPE_CHECKING:  # the list of commands is to appear without it
+    import torch
+
+DEVICES = ("cpu", "cuda")
+DEVICE = "KDCDIFF_DEVICE"  # the variable by which kernels and workers know what was decided
 
 MALLOPT = {  # parameter of mallopt(3) -> value
     -4: 0,  # M_MMAP_MAX: no allocation gets a mapping of its own
@@ -96,3 +109,42 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     finally:
         for number, own in before.items():
             signal.signal(number, own)
+
+
+def use_device(name: str | None = None) -> str:
+    """Decide where this process and all that it starts compute, and return it, ``cpu`` or ``cuda``.
+
+    Without a name it is what was named before, or else the GPU where there is one. UserError: there is no GPU.
+    """
+    import torch
+
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = name or os.environ.get(DEVICE) or found
+    check(wanted in DEVICES, "device", wanted, f"must be {' or '.join(DEVICES)}")
+    check(wanted in ("cpu", found), "device", wanted, "must be cpu here: no GPU is visible")
+    if name:
+        os.environ[DEVICE] = name
+    return wanted
+
+
+def compute_dtype(device: str | torch.device) -> torch.dtype:
+    """Return the dtype of arithmetic on a device: bfloat16 on a GPU that has it, else float16 there; float32 elsewhere.
+
+    A CPU's half precision is slower than its float32 wherever it is emulated, and its figures are to be the same on any
+    machine.
+    """
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def computing(device: str | torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in `compute_dtype` while it lasts: autocast, so that networks keep the weights that they were given."""
+    import torch
+
+    dtype = compute_dtype(device)
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)

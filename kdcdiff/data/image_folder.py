@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from kdcdiff.data.image_set import IMAGE_SUFFIXES
-from kdcdiff.data.texts import checked_text, read_table
+from kdcdiff.data.texts import checked_text, read_lines, read_table
 from kdcdiff.errors import UserError, check
 
+LINES = "metadata.jsonl"  # the same table, a JSON object a line
 METADATA = "metadata.csv"  # the imagefolder convention of `datasets`: file_name, text (or caption), further columns
 TEXT = ("text", "caption")  # what the column of captions may be called
 
@@ -78,18 +80,31 @@ def check_links(paths: Sequence[Path], root: Path) -> None:
 
 
 def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a folder's ``metadata.csv`` whose images are there: none without a table, no torn last line.
+    """Read the rows of a folder's ``metadata.csv``, or else ``metadata.jsonl``, whose images are there.
 
-    UserError: a table that does not name its files.
+    There are none without a table, and a torn last line is none. UserError: a table that does not name its files, or a
+    line that is no JSON.
     """
     path = Path(folder) / METADATA
-    if not path.is_file():
-        return []
-    check_links([path], Path(folder))
-    columns, rows = read_table(path, METADATA)
+    columns: Sequence[str] = ()
+    rows: list[dict[str, str]] = []
+    if path.is_file():
+        check_links([path], Path(folder))
+        columns, rows = read_table(path, METADATA)
+    elif (path := Path(folder) / LINES).is_file():
+        check_links([path], Path(folder))
+        rows = [_json_row(path, line) for line in read_lines(path, LINES)]
+        columns = sorted(set(rows[0]).intersection(*rows)) if rows else ()
     check(not rows or "file_name" in columns, METADATA, str(path), "needs the columns file_name and text")
     whole = [row for row in rows if None not in row and None not in row.values()]
     return [row for row in whole if len(row["file_name"]) < 1024 and (path.parent / row["file_name"]).is_file()]
+
+
+def _json_row(path: Path, line: str) -> dict[str, str]:
+    try:
+        return {name: str(value) for name, value in json.loads(line).items() if value is not None}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{LINES}={str(path)!r}: must hold a JSON object a line, not {line[:60]!r}") from error
 
 
 def column_of(rows: Sequence[Mapping[str, str]], *names: str) -> dict[str, str] | None:

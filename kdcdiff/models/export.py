@@ -96,6 +96,37 @@ def model_card(
     )  # fmt: skip
 
 
+LEARNT = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, continual-learning]
+---
+
+# {student}, and {count} classes more
+
+A Stable Diffusion pipeline to which `kdcdiff {version} continual` has taught new classes, one after another.
+
+| | |
+|---|---|
+{rows}
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(".")
+```
+
+Text encoder, tokenizer, autoencoder and scheduler are those of {student}, whose licence and limits on use hold for this
+model as well.
+"""
+
+
+def learnt_card(student: str, count: int, training: Mapping[str, object]) -> str:
+    """Write the README of a pipeline that has learnt `count` classes; `training` are the rows of its table."""
+    rows = "\n".join(f"| {name} | {_as_words(value)} |" for name, value in training.items())
+    return LEARNT.format(student=_as_words(student), count=count, version=kdcdiff.__version__, rows=rows)
+
+
 def _as_words(value: object) -> str:
     """Write somebody's words so that Markdown shows them and does nothing else with them."""
     return html.escape(one_line(value), quote=False).replace("|", "\\|").replace("`", "'")

@@ -196,11 +196,27 @@ def _plain(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
+def down_sampling(vae: AutoencoderKL) -> int:
+    """Return how many pixels of a side make one latent: every stage of an autoencoder but one halves it."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 def image_size(pipeline: StableDiffusionPipeline) -> int:
     """Return the side of the pictures that a pipeline was trained on, in pixels. UserError: they are not square."""
     side = pipeline.unet.config.sample_size
     check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
     return side * pipeline.vae_scale_factor
+
+
+def at_resolution(pipeline: StableDiffusionPipeline, pixels: int) -> StableDiffusionPipeline:
+    """Let `pipeline`, changed in place, draw pictures of `pixels` a side; students cut from it take that on.
+
+    UserError: a size that its latents cannot have.
+    """
+    whole = max(8, pipeline.vae_scale_factor)  # diffusers refuses what is no multiple of 8
+    check(pixels % whole == 0, "resolution", pixels, f"must be a multiple of {whole}")
+    pipeline.unet.register_to_config(sample_size=pixels // pipeline.vae_scale_factor)
+    return pipeline
 
 
 def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:

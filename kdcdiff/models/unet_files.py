@@ -88,6 +88,14 @@ def read_config(source: str | Path) -> dict[str, Any]:
     raise UserError(f"path={str(source)!r}: has no U-Net configuration; must be {UNETS}")
 
 
+def read_resolution(source: str | Path) -> int:
+    """Read the side of the pictures that the pipeline at `source` was trained on, in pixels, without its weights."""
+    folder = find_pipeline(source) or _from_hub(str(source), HUB_TEXTS)
+    side = read_json(folder / "unet" / "config.json").get("sample_size")
+    check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
+    return side * 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; UserError where the file is missing or holds something else."""
     try:

@@ -29,10 +29,6 @@ class EMA:
         self.live = dict(module.named_parameters())
         self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
 
-    def to(self, device: torch.device) -> None:
-        """Move the averages to `device`."""
-        self.shadow = {name: shadow.to(device) for name, shadow in self.shadow.items()}
-
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after `step` (from 0)."""

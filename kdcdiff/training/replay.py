@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcdiff.data.latents import Origin
+from kdcdiff.data.origin import Origin
 from kdcdiff.errors import UserError, check
 from kdcdiff.manifest import sealed
 from kdcdiff.provenance import sha256_file
