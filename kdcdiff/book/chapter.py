@@ -34,6 +34,11 @@ MEANING = {
     "mini": "a small model on small pictures: directions mean something, magnitudes are not the papers'",
     "paper": "the papers' models, data and protocol",
 }
+AUDITS = {  # chapters that look at no small model: what they compute from, at any profile
+    "architecture": "computed from the papers' words and from networks of full size: the same at every profile",
+    "plausibility": "computed from the papers' own numbers: the same at every profile",
+    "verdicts": "judged from the papers' own numbers, and from what the chapters before have measured",
+}
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,8 @@ def _show_badge(chapter: Chapter) -> None:
     if get_ipython() is None:
         print(plain, flush=True)
         return
-    spans = "".join(f"<span>{html.escape(word)}</span>" for word in [*words, *filter(None, [MEANING.get(tier)])])
-    line = f'<div class="kdc-badge kdc-{html.escape(tier)}">{spans}</div>'
+    meaning = AUDITS.get(chapter.name) or MEANING.get(tier)
+    spans = "".join(f"<span>{html.escape(word)}</span>" for word in [*words, *filter(None, [meaning])])
+    kind = "audit" if chapter.name in AUDITS else tier
+    line = f'<div class="kdc-badge kdc-{html.escape(kind)}">{spans}</div>'
     display({"text/html": line, "text/plain": plain}, raw=True)

@@ -1,4 +1,5 @@
-// Looks a choice up in the table that the page carries: its figures, its name, and the boxes that it removes.
+// Looks a choice up in the table that the page carries: its figures, its name, and the boxes that it removes. The choice
+// stands in the address (#cut=0110k-), so that a link leads to it.
 (() => {
   const box = document.currentScript.closest(".kdcx");
   const form = box.querySelector("form");
@@ -31,6 +32,17 @@
     box.querySelectorAll("span[data-i]").forEach((e) => e.classList.toggle("gone", marks[+e.dataset.i] === "0"));
   }
 
-  form.addEventListener("change", show);
+  function choose(key) {
+    for (let stage = 0; stage < data.stages; stage++) form.elements["p" + stage].checked = key[stage] === "1";
+    for (const one of form.querySelectorAll("input[type=radio]")) one.checked = one.value === key[data.stages];
+    form.elements["mid"].checked = key[data.stages + 1] === "-";
+  }
+
+  form.addEventListener("change", () => {
+    show();
+    history.replaceState(null, "", "#cut=" + chosen());
+  });
+  const asked = location.hash.replace("#cut=", "");
+  if (asked in data.rows) choose(asked);
   show();
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,18 +11,24 @@ import numpy as np
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import Tensor
 
 from kdcdiff.metrics.estimate import Estimate, as_estimate
 
-PALETTE = {"teacher": "#33658a", "student": "#d1495b", "neutral": "#8d99ae", "good": "#2a9d8f"}
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#5c5c5c")  # Okabe & Ito 2008
+PALETTE = {"teacher": "#0072b2", "student": "#d55e00", "neutral": "#5c5c5c", "good": "#009e73"}
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = dict(zip(OKABE_ITO, ("", "///", "...", "xxx", "|||", "---", "\\\\\\", ""), strict=True))  # a bar's, by colour
 
 
 def use_style() -> None:
-    """Set the style of every figure of the book."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="deep", font_scale=0.9)
+    """Set the style of every figure of the book: colours that the colour-blind tell apart, lines told apart without."""
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
+    lines = [LINES[place % len(LINES)] for place in range(len(OKABE_ITO))]
     plt.rcParams.update(
         {
             "figure.dpi": 110,
@@ -29,9 +36,18 @@ def use_style() -> None:
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=OKABE_ITO, linestyle=lines),
+            "hatch.color": "white",
+            "hatch.linewidth": 0.7,
             "image.interpolation": "nearest",
         }
     )
+
+
+def look(place: int) -> dict[str, str]:
+    """Give the colour and the marker of the group number `place`; they repeat together only after 56 groups."""
+    turn = place // len(OKABE_ITO)
+    return {"color": OKABE_ITO[place % len(OKABE_ITO)], "marker": MARKERS[(place + turn) % len(MARKERS)]}
 
 
 def picture_grid(
@@ -71,7 +87,7 @@ def bars(
     estimates = [as_estimate(value) for value in values.values()]
     reach = np.array([(e.value - e.low, e.high - e.value) for e in estimates]).reshape(-1, 2).T.clip(0)
     reach[:, (reach.sum(0) == 0) | ~np.isfinite(reach.sum(0))] = np.nan
-    axis.barh(
+    drawn = axis.barh(
         list(values),
         [e.value for e in estimates],
         xerr=reach,
@@ -79,6 +95,8 @@ def bars(
         error_kw={"ecolor": "#333333", "capsize": 2},
         height=0.7,
     )
+    for bar in drawn:
+        bar.set_hatch(HATCHES.get(to_hex(bar.get_facecolor()), ""))
     axis.invert_yaxis()
     axis.set(xlabel=unit, xlim=limit)
     axis.grid(axis="y", visible=False)
@@ -90,8 +108,9 @@ def curves(
 ) -> Figure:
     """Draw terms of a training log against its steps."""
     figure, axis = plt.subplots(figsize=(6.4, 3.2))
-    for name in names:
-        axis.plot([r["step"] for r in log], [r[name] for r in log], label=name, marker=".", markersize=3)
+    for name, marker in zip(names, itertools.cycle(MARKERS)):
+        steps, values = [r["step"] for r in log], [r[name] for r in log]
+        axis.plot(steps, values, label=name, marker=marker, markersize=4, markevery=max(1, len(log) // 12))
     axis.set(xlabel="step", ylabel=ylabel, yscale="log" if logarithmic else "linear")
     axis.legend(ncols=3, fontsize="small")
     return figure
@@ -184,13 +203,13 @@ def trade_off(
     labels = list(dict.fromkeys(shown[name] for name in points))
     size = (side * len(costs) + 1.6, side * 0.72 * len(gains))
     figure, axes = plt.subplots(len(gains), len(costs), figsize=size, sharex="col", sharey="row", squeeze=False)
-    colours = dict(zip(labels, sns.color_palette("deep", len(labels)), strict=True))
+    looks = {label: look(place) for place, label in enumerate(labels)}
     for row, (gain, more) in zip(axes, gains.items(), strict=True):
         for axis, cost in zip(row, costs, strict=True):
             front: list[tuple[float, float]] = []
             for name in sorted(points, key=lambda n: (points[n][cost], -points[n][gain] if more else points[n][gain])):
                 x, y = points[name][cost], points[name][gain]
-                axis.scatter(x, y, color=colours[shown[name]], s=38, zorder=3, label=shown[name])
+                axis.scatter(x, y, **looks[shown[name]], s=38, zorder=3, label=shown[name])
                 if not front or (y > front[-1][1] if more else y < front[-1][1]):
                     front.append((x, y))
             axis.plot(*zip(*front, strict=True), color=PALETTE["neutral"], lw=1, zorder=1)
@@ -209,14 +228,14 @@ def rank_panels(panels: Mapping[str, tuple[Sequence[float], Sequence[float], Seq
     Lower values are better; rows of one kind share a colour; `across` panels stand in a row.
     """
     groups = dict.fromkeys(kind for _, _, kinds in panels.values() for kind in kinds)
-    colours = dict(zip(groups, [PALETTE["neutral"], PALETTE["teacher"], PALETTE["student"], "black"], strict=False))
+    looks = {kind: look(place) for place, kind in enumerate(groups)}
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(down, across, figsize=(3.1 * across, 3.0 * down), squeeze=False)
     for axis, (title, (theirs, ours, kinds)) in zip(axes.flat, panels.items(), strict=False):
         x, y = rankdata(theirs), rankdata(ours)
-        for kind, colour in colours.items():
+        for kind, own_look in looks.items():
             chosen = [k for k, own in enumerate(kinds) if own == kind]
-            axis.scatter(x[chosen], y[chosen], color=colour, label=kind, s=26)
+            axis.scatter(x[chosen], y[chosen], **own_look, label=kind, s=30)
         axis.axline((1, 1), slope=1, color="#bbbbbb", lw=0.8, zorder=0)
         axis.set(title=title, xlabel="rank in the paper", ylabel="rank here")
         axis.locator_params(integer=True, nbins=5)

@@ -7,6 +7,7 @@ it, every page must exist and load nothing from the network. The finished book r
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -15,8 +16,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
+from kdcdiff.book import marks
 from kdcdiff.book import notebook as notebooks
-from kdcdiff.book.costs import chapter_costs, chapter_table, stage_costs, stage_table
 from kdcdiff.book.staging import copy_pages, is_current
 from kdcdiff.book.toc import Book
 from kdcdiff.errors import UserError
@@ -25,9 +28,10 @@ from kdcdiff.store import write_atomically
 DIGEST = ".kdcdiff-digest"  # in the rendered book: a hash of what it was rendered from
 _TAG = re.compile(r"<(script|link|img|iframe|source)\b[^>]*>(\s*</script>)?", re.IGNORECASE)
 _REMOTE = re.compile(r"""\b(?:src|href)\s*=\s*["']?(?:https?:)?//""", re.IGNORECASE)
-# sphinx-thebe's scripts, which would fetch thebe for a reader who asks for live code, even where it is off
-_THEBE = re.compile(
-    r"""<script[^>]*sphinx-thebe\.js[^>]*>\s*</script>|<script>\s*const THEBE_JS_URL[^<]*</script>"""
+# What the theme ships and no page uses: sphinx-thebe's scripts, which would fetch thebe for a reader who asks for live
+# code, even where it is off, and 1.5 MB of script for the dozen icons that the style sheet draws without it.
+_UNUSED = re.compile(
+    r"""<script[^>]*(?:fontawesome|sphinx-thebe)\.js[^>]*>\s*</script>|<script>\s*const THEBE_JS_URL[^<]*</script>"""
     r"""|<script type="text/x-thebe-config">[^<]*</script>|<script>kernelName = [^<]*</script>""",
 )
 _REMOTE_CSS = re.compile(r"""(?:@import\s+["']|url\(\s*["']?)(?:https?:)?//""", re.IGNORECASE)
@@ -38,37 +42,63 @@ class BuildFailed(Exception):
     """The book did not render. The message says where the log is, or what is wrong with a page."""
 
 
-def build(root: str | Path = ".") -> Path:
-    """Render the staged book into the folder returned. UserError: a chapter that may not be published."""
+def build(root: str | Path = ".", *, draft: bool = False) -> Path:
+    """Render the staged book into the folder returned. UserError: a chapter that may not be published.
+
+    A `draft` goes to `_build/draft`, renders what there is (the committed outputs where a chapter was not run), and
+    says on every page why it is not the book; warnings do not stop it.
+    """
     book = Book(Path(root).resolve())
     faults = faults_of(book)
-    if faults:
+    if faults and not draft:
         raise UserError("the staged book cannot be published: " + "; ".join(faults) + "; `kdcdiff run` first")
     copy_pages(book)
-    fill_status(book)
-    html = book.build / "html"
-    files = [path for path in book.staged.rglob("*") if path.is_file()]
-    digest = notebooks.digest(
-        [notebooks.tree_digest(files, book.staged), metadata.version("jupyter-book"), Path(__file__).read_text()]
-    )
-    if (html / DIGEST).exists() and (html / DIGEST).read_text() == digest and not missing_pages(book, html):
-        print(f"the book is up to date: {html / 'index.html'}")
-        return html
-    rendered = _render(book)
+    if draft:
+        _fill_in(book, faults)
+    marks.fill(book)
+    target = book.build / ("draft" if draft else "html")
+    digest = _digest(book)
+    if (target / DIGEST).exists() and (target / DIGEST).read_text() == digest and not missing_pages(book, target):
+        print(f"the book is up to date: {target / 'index.html'}")
+        return target
+    rendered = _render(book, [] if draft else ["-W"])
     for page in rendered.rglob("*.html"):
         page.write_text(offline(page.read_text()))
     problems = missing_pages(book, rendered) + remote_loads(rendered)
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
     (rendered / DIGEST).write_text(digest)
-    old = book.build / "html.old"
+    old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
-    if html.exists():
-        os.replace(html, old)
-    os.replace(rendered, html)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(rendered, target)
     shutil.rmtree(old, ignore_errors=True)
-    print(f"the book is in {html / 'index.html'}")
-    return html
+    print(f"the {'draft' if draft else 'book'} is in {target / 'index.html'}")
+    return target
+
+
+def _digest(book: Book) -> str:
+    """Hash what the rendered book depends on: the staged pages, the recorded figures, this library and Jupyter Book."""
+    staged = [path for path in book.staged.rglob("*") if path.is_file()]
+    library = [path for path in notebooks.PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    results = book.results.read_text() if book.results.exists() else ""
+    trees = [notebooks.tree_digest(staged, book.staged), notebooks.tree_digest(library, notebooks.PACKAGE)]
+    return notebooks.digest([*trees, results, metadata.version("jupyter-book")])
+
+
+def _fill_in(book: Book, faults: list[str]) -> None:
+    """Stage what a draft lacks: the committed chapters, and a banner that names the faults."""
+    for chapter in book.chapters():
+        copy = book.staged / chapter.path
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(book.root / chapter.path, copy)
+    settings = yaml.safe_load((book.root / "_config.yml").read_text())
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    why = html.escape(f"{faults[0]}{more}" if faults else "rendered with --draft")
+    settings["sphinx"]["config"]["html_theme_options"]["announcement"] = f"Draft, not the book: {why}"
+    (book.staged / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def faults_of(book: Book) -> list[str]:
@@ -99,17 +129,17 @@ def faults_of(book: Book) -> list[str]:
     return faults
 
 
-def _render(book: Book) -> Path:
+def _render(book: Book, strict: list[str]) -> Path:
     """Run Jupyter Book on the staging folder, into a fresh folder. BuildFailed: with its warnings."""
     output = book.build / "render"
     shutil.rmtree(output, ignore_errors=True)
     log = book.build / "build.log"
     start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book.staged)]
-    strict = ["--path-output", str(output), "--all", "-W", "-n", "--keep-going"]
+    options = ["--path-output", str(output), "--all", "-n", "--keep-going", *strict]
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     print(f"rendering {len(book.pages())} pages", flush=True)
     done = subprocess.run(
-        start + strict, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        start + options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     write_atomically(log, plain)
@@ -125,7 +155,7 @@ def offline(page: str) -> str:
     def keep(match: re.Match[str]) -> str:
         return "" if match[1].lower() in ("script", "link") and _is_load(match[0]) else match[0]
 
-    return _TAG.sub(keep, _THEBE.sub("", page))
+    return _TAG.sub(keep, _UNUSED.sub("", page))
 
 
 def _is_load(tag: str) -> bool:
@@ -152,21 +182,3 @@ def remote_loads(html: Path) -> list[str]:
 def missing_pages(book: Book, html: Path) -> list[str]:
     pages = [*(page.path.with_suffix(".html") for page in book.pages()), Path("index.html")]
     return [f"{page} is missing" for page in pages if not (html / page).is_file()]
-
-
-def fill_status(book: Book) -> None:
-    """Replace <!-- chapters --> and <!-- stages --> in the staged pages by tables of the executed copies."""
-    stages = stage_costs(book)
-    tables = {
-        "<!-- chapters -->": chapter_table(chapter_costs(book))._repr_html_(),
-        "<!-- stages -->": stage_table(stages)._repr_html_() if stages else "No chapter reads the store.",
-    }
-    for page in book.pages():
-        if not page.is_chapter:
-            path = book.staged / page.path
-            text = path.read_text()
-            filled = text
-            for mark, table in tables.items():
-                filled = filled.replace(mark, table)
-            if filled != text:
-                path.write_text(filled)

@@ -2,11 +2,12 @@
 
     lowest("kdc-diff-1/flowers/kdc-diff/fid")
     macs("sd-1", "fvcore") > 3e11
-    seen("student.kdc-described.class_accuracy") > 0.9 * seen("teacher.class_accuracy")
+    seen("student.kdc-described.class_accuracy") > (1 - ours(0.1)) * seen("teacher.class_accuracy")
 
-Only literals, arithmetic, comparisons, ``and`` / ``or`` / ``not`` and the functions below exist; nothing is
-ever `eval`-ed. Truth has three values: None says that the evidence does not decide. Every comparison leaves
-a line that says what was compared.
+A threshold that is not in the sentence is marked as `ours`, so that half and double of it can be tried. Only
+literals, arithmetic, comparisons, ``and`` / ``or`` / ``not`` and the functions below exist; nothing is ever
+`eval`-ed. Truth has three values: None says that the evidence does not decide. Every comparison leaves a line
+that says what was compared, and one of sampled figures its p value.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import operator
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from kdcdiff.claims import readings, tables
 from kdcdiff.claims.model import Evidence
+from kdcdiff.claims.statistics import p_value
 from kdcdiff.errors import UserError
 from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.models.configs import LATENT
@@ -31,6 +34,7 @@ ADDRESSED = ("cell", "column", "lowest", "highest", "place")  # functions whose 
 NAMING = {"parameters": None, "inherits": None, "macs": 1, "pairs": 1, "stages": 1, "widths": 1}
 """Functions of networks, and how many of their words name one; None: all of them."""
 OUTSIDE = (*NAMING, "readings", "fact")  # functions that read more than the paper itself
+INSIDE = (*ADDRESSED, "stated", "metrics")  # functions that read the paper
 ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -50,11 +54,14 @@ COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
 
 @dataclass
 class Checker:
-    """Evaluates checks; `trace` collects what was compared, `read` which evidence was used."""
+    """Evaluates checks; `trace` collects what was compared, `read` which evidence was used, `ps` the p values."""
 
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    factor: float = 1.0  # on every threshold of ours
     trace: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
+    ps: list[float] = field(default_factory=list)
+    divided: bool = False  # endpoints were asked that do not agree
     void: bool = False  # a statement's own condition does not hold: here it can be neither true nor false
 
     def decide(self, check: str) -> bool | None:
@@ -81,6 +88,12 @@ class Checker:
                 return self._join(isinstance(node.op, ast.And), [self._value(v) for v in node.values])
             case ast.Compare():
                 return self._compare(node)
+            case ast.Call(func=ast.Name(id="given"), args=[condition, statement]):
+                if self._value(condition) is not True:
+                    self.void = True
+                    return None
+                self.ps.clear()  # the condition is no finding
+                return self._value(statement)
             case ast.Call(func=ast.Name(id=name)):
                 positional = [self._value(a) for a in node.args]
                 named = {k.arg or "": self._value(k.value) for k in node.keywords}
@@ -100,8 +113,10 @@ class Checker:
         for op, a, b in zip(node.ops, values, values[1:], strict=False):
             sign, function = COMPARISONS[type(op)]
             if isinstance(a, Estimate) or isinstance(b, Estimate):
-                bigger, smaller = (a, b) if ">" in sign else (b, a)
-                results.append(as_estimate(bigger).above(smaller))
+                difference = as_estimate(a) - b if ">" in sign else as_estimate(b) - a
+                results.append(difference.above(0))
+                if not difference.is_exact:
+                    self.ps.append(p_value(difference, self._smallest()))
             else:
                 results.append(bool(function(a, b)))
             verdict = {True: "holds", False: "does not hold", None: "is open"}[results[-1]]
@@ -175,9 +190,19 @@ class Checker:
         return max(values)
 
     def do_given(self, condition: bool | None, statement: bool | None) -> bool | None:
-        """Return a statement that has a meaning only where `condition` holds; undecided anywhere else."""
-        self.void = self.void or not condition
-        return statement if condition else None
+        """Return a statement that has a meaning only where `condition` holds; it is not looked at anywhere else."""
+        raise UserError("given: takes a condition and a statement")
+
+    def do_together(self, *endpoints: bool | None) -> bool | None:
+        """Join a claim's endpoints: true where all hold, false where none does, and open where they do not agree."""
+        if all(e is True for e in endpoints) or all(e is False for e in endpoints):
+            return endpoints[0]
+        self.divided = self.divided or {True, False} <= set(endpoints)
+        return None
+
+    def do_ours(self, threshold: float) -> float:
+        """Mark a threshold that is ours and not the sentence's; `factor` moves it."""
+        return threshold * self.factor
 
     def do_cut(self, before: float, after: float) -> float:
         """The share that is gone, in per cent."""
@@ -227,7 +252,12 @@ class Checker:
         low, high = found.interval or ((value, value) if exact else (-math.inf, math.inf))
         return Estimate(value, min(low, value), max(high, value))
 
+    def _smallest(self) -> int | None:
+        """The smallest number of samples among the evidence read so far; None where none says."""
+        return min((n for name in self.read if (n := self.evidence[name].n)), default=None)
 
+
+@lru_cache(maxsize=1024)
 def parse(check: str) -> ast.expr:
     """Parse a check. UserError, in one line: it is not of the language, or names what does not exist."""
     try:
@@ -273,8 +303,18 @@ def evidence_names(check: str) -> tuple[str, ...]:
 
 
 def looks_outside(check: str) -> bool:
-    """Say whether a check reads more than the paper itself: networks or published facts."""
-    return any(function in OUTSIDE for function, _ in _calls(parse(check)))
+    """Say whether a check computes by itself: from networks, from published facts, or from nothing of the paper's."""
+    called = {function for function, _ in _calls(parse(check))}
+    return bool(called & set(OUTSIDE)) or not called & set(INSIDE)
+
+
+def threshold_of(check: str) -> str:
+    """Say whose threshold a check has: ``ours``, ``the claim's`` (an inequality with a stated number), or none."""
+    root = parse(check)
+    if any(function == "ours" for function, _ in _calls(root)):
+        return "ours"
+    sides = [node for node in ast.walk(root) if isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq)]
+    return "the claim's" if any(f == "stated" for side in sides for f, _ in _calls(side)) else ""
 
 
 def show(value: Any) -> str:

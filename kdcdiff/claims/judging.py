@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import yaml
 
-from kdcdiff.claims import checks, tables
+from kdcdiff.claims import checks, record, tables
 from kdcdiff.claims.model import (
-    CONTRADICTED,
+    AGREES,
     INCONSISTENT,
     KINDS,
     NOT_TESTED,
-    PAPERS,
-    REPRODUCED,
-    SUPPORTED,
-    VERDICTS,
+    OPPOSITE,
+    REDERIVED,
+    REFUTED,
+    SAME,
+    SEVERITIES,
+    SOURCES,
+    UNDECIDED,
     Claim,
     Evidence,
     Verdict,
 )
+from kdcdiff.claims.statistics import holm
 from kdcdiff.errors import UserError, check
 
-FIELDS = ("id", "quote", "place", "kind", "check", "note", "needs", "chapter")
-MEANINGLESS = "smoke"  # the profile that tests the code and measures nothing
-FILES = {"kdc-diff": "claims-kdc-diff.yaml", "bk-sdm": "claims-bk-sdm.yaml"}
+FIELDS = ("id", "quote", "place", "kind", "check", "severity", "note", "needs", "chapter")
+FILES = {
+    "claims-kdc-diff.yaml": "kdc-diff",
+    "claims-kdc-diff-results.yaml": "kdc-diff",
+    "claims-bk-sdm.yaml": "bk-sdm",
+    "claims-kdc-diff-page.yaml": "kdc-diff-page",
+}
+LEVEL = 0.05  # of the family of all measured claims, after Holm
 
 
 @lru_cache(maxsize=1)
 def _loaded() -> tuple[Claim, ...]:
-    claims = [_claim(paper, entry) for paper, file in FILES.items() for entry in yaml.safe_load(tables.data_text(file))]
+    claims = [_claim(paper, entry) for file, paper in FILES.items() for entry in yaml.safe_load(tables.data_text(file))]
     ids = [c.id for c in claims]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     check(not twice, "claim id", twice, "must be unique")
@@ -59,8 +68,9 @@ def _claim(paper: str, entry: Mapping[str, Any]) -> Claim:
 def validate(claim: Claim) -> None:
     """Raise `UserError` where a claim cannot be judged as written."""
     name = f"claim {claim.id}"
-    check(claim.paper in PAPERS, name, claim.paper, f"paper must be one of {', '.join(PAPERS)}")
-    check(claim.kind in KINDS, name, claim.kind, f"kind must be one of {', '.join(KINDS)}")
+    for field, words in (("paper", SOURCES), ("kind", KINDS), ("severity", SEVERITIES)):
+        value = getattr(claim, field)
+        check(value in words, name, value, f"{field} must be one of {', '.join(words)}")
     check(bool(claim.check) or not claim.offline, name, claim.kind, "needs a check")
     check(bool(claim.needs) or claim.offline, name, claim.kind, "must say in `needs` what it would take")
     asks = checks.evidence_names(claim.check) if claim.check else ()
@@ -70,33 +80,58 @@ def validate(claim: Claim) -> None:
 
 
 def judge(claim: Claim, evidence: Mapping[str, Evidence] | None = None) -> Verdict:
-    """Decide a claim by the papers' numbers, the networks or the recorded `evidence`: results by their names."""
+    """Decide a claim by the papers' numbers, the networks or the recorded `evidence`: results by their names.
+
+    By itself: the correction for the number of claims is `judge_all`'s.
+    """
     known = evidence or {}
+    verdict = _judged(claim, known, 1.0)
+    whose = checks.threshold_of(claim.check) if claim.check else ""
+    if whose != "ours" or verdict.outcome == NOT_TESTED:
+        return replace(verdict, threshold=whose)
+    other = {word: _judged(claim, known, f).outcome for word, f in (("half", 0.5), ("double", 2.0))}
+    flips = [f"otherwise at {word}, {outcome}" for word, outcome in other.items() if outcome != verdict.outcome]
+    return replace(verdict, threshold=f"ours; {'; '.join(flips) or 'the same at half and at double of it'}")
+
+
+def _judged(claim: Claim, known: Mapping[str, Evidence], factor: float) -> Verdict:
+    """Decide a claim with every threshold of ours times `factor`."""
     if not claim.check:
         return Verdict(claim, NOT_TESTED, f"it would take {claim.needs}")
-    checker = checks.Checker(known)
+    checker = checks.Checker(known, factor)
     missing = [n for n in checks.evidence_names(claim.check) if n not in known]
     if missing:
         return Verdict(claim, NOT_TESTED, f"not recorded: {', '.join(missing)}; it would take {claim.needs}")
     result = checker.decide(claim.check)
     reason = "; ".join(checker.trace)
     if claim.offline:
-        against = CONTRADICTED if checks.looks_outside(claim.check) else INCONSISTENT
-        return Verdict(claim, REPRODUCED if result else against, reason)
+        holds, fails = (REDERIVED, REFUTED) if checks.looks_outside(claim.check) else (AGREES, INCONSISTENT)
+        return Verdict(claim, holds if result else fails, reason)
     used = tuple(dict.fromkeys(checker.read))
-    scale = _scale([known[name] for name in used])
-    if any(known[name].profile == MEANINGLESS for name in used):
-        why = f"measured at {MEANINGLESS}, where figures mean nothing"
-        return Verdict(claim, NOT_TESTED, f"{why}; it would take {claim.needs}", scale, used)
+    read = [known[name] for name in used]
+    tier, dataset = (", ".join(dict.fromkeys(getattr(r, key) for r in read)) for key in ("profile", "dataset"))
+    measured = {"scale": _scale(read), "evidence": used, "tier": tier, "dataset": dataset}
+    if record.MEANINGLESS in {r.profile for r in read}:
+        why = f"measured at {record.MEANINGLESS}, where figures mean nothing"
+        return Verdict(claim, NOT_TESTED, f"{why}; it would take {claim.needs}", **measured)
+    if checker.void:
+        why = f"these models cannot tell; it would take some for which that holds, and {claim.needs}"
+        return Verdict(claim, NOT_TESTED, f"{reason}: {why}", **measured)
+    p = max(checker.ps, default=None)
     if result is None:
-        bare = [n for n in used if known[n].interval is None and known[n].unit not in checks.EXACT_UNITS]
-        unknown = f"recorded without an interval: {', '.join(bare)}"
-        why = unknown if bare else "the interval of the difference holds zero"
-        if checker.void:
-            why = f"this teacher cannot tell; it would take one on which that holds, and {claim.needs}"
-            return Verdict(claim, NOT_TESTED, f"{reason}: {why}", scale, used)
-        return Verdict(claim, NOT_TESTED, f"{reason}: {why}; it would take more samples or seeds", scale, used)
-    return Verdict(claim, SUPPORTED if result else CONTRADICTED, reason, scale, used)
+        return Verdict(claim, UNDECIDED, f"{reason}: {_open(checker)}", p=p, **measured)
+    return Verdict(claim, SAME if result else OPPOSITE, reason, p=p, **measured)
+
+
+def _open(checker: checks.Checker) -> str:
+    """Say why evidence does not decide."""
+    if checker.divided:
+        return "the endpoints do not agree"
+    known = ((name, checker.evidence[name]) for name in dict.fromkeys(checker.read))
+    bare = [name for name, r in known if r.interval is None and r.unit not in checks.EXACT_UNITS]
+    if bare:
+        return f"recorded without an interval: {', '.join(bare)}; it would take more samples or seeds"
+    return "the interval of a difference holds zero; it would take more samples or seeds"
 
 
 def _scale(results: list[Evidence]) -> str:
@@ -109,41 +144,30 @@ def _scale(results: list[Evidence]) -> str:
     return ", ".join(words)
 
 
-@lru_cache(maxsize=1)
-def context() -> dict[str, str]:
-    """Read the patterns of results that chapters record for the record, and why no claim asks for them."""
-    found: dict[str, str] = yaml.safe_load(tables.data_text("context.yaml"))
-    return found
-
-
-def unasked(evidence: Iterable[str], claims: Iterable[Claim] | None = None) -> list[str]:
-    """Name the recorded results that no claim asks for and that are not declared as context."""
-    wanted = {n for c in (claims or load()) if c.check for n in checks.evidence_names(c.check)}
-    return sorted(n for n in evidence if n not in wanted and not any(fnmatch(n, p) for p in context()))
-
-
 def judge_all(evidence: Mapping[str, Evidence] | None = None, claims: Iterable[Claim] | None = None) -> list[Verdict]:
-    """Judge every claim. UserError: evidence that nobody asked for, so that no result goes unread."""
+    """Judge every claim, and correct the measured ones for their number by Holm's method.
+
+    A direction that is not clear of chance at 5 % over all measured claims together is undecided. UserError: evidence
+    that nobody asked for, so that no result goes unread.
+    """
     chosen = list(claims) if claims is not None else load()
-    stray = unasked(evidence or {})
+    stray = record.unasked(evidence or {}, load())
     if stray:
         raise UserError(
             f"evidence={', '.join(stray)}: no claim asks for it; "
             "name it in a claim's check or in kdcdiff/claims/data/context.yaml"
         )
-    return [judge(claim, evidence) for claim in chosen]
+    return corrected([judge(claim, evidence) for claim in chosen])
 
 
-@lru_cache(maxsize=1)
-def recorded() -> dict[str, str]:
-    """Read the verdicts on record of every claim that needs no run: claim id to verdict."""
-    found = {r["id"]: r["verdict"] for r in tables.read_csv("verdicts.csv", ("id", "verdict"))}
-    for id, verdict in found.items():
-        check(verdict in VERDICTS, f"verdicts.csv {id}", verdict, f"must be one of {', '.join(VERDICTS)}")
+def corrected(verdicts: list[Verdict]) -> list[Verdict]:
+    """Leave undecided what Holm's correction over all the measured verdicts does not leave standing."""
+    family = [i for i, v in enumerate(verdicts) if v.p is not None]
+    found = list(verdicts)
+    for i, p in zip(family, holm([verdicts[i].p or 0.0 for i in family]), strict=True):
+        if verdicts[i].outcome in (SAME, OPPOSITE) and p >= LEVEL:
+            why = f"{verdicts[i].reason}: alone {verdicts[i].outcome}, p = {verdicts[i].p:.2g}; among"
+            found[i] = replace(
+                verdicts[i], outcome=UNDECIDED, reason=f"{why} {len(family)} measured claims p = {p:.2g} (Holm)"
+            )
     return found
-
-
-def changed(verdicts: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
-    """List the verdicts that differ from the record, with what it says; a claim without a record has changed."""
-    pairs = [(v, recorded().get(v.claim.id, "nothing")) for v in verdicts if v.claim.offline]
-    return [(v, before) for v, before in pairs if v.outcome != before]

@@ -1,4 +1,4 @@
-"""The verdicts as one piece of HTML: a table that filters in the browser, without any library or network.
+"""The verdicts as one piece of HTML: a table to sort, filter, link to and download, without any library or network.
 
 Its style and script are the files ``page.css`` and ``page.js`` beside this one.
 """
@@ -11,24 +11,38 @@ from html import escape
 from importlib.resources import files
 
 from kdcdiff.claims.model import (
-    CONTRADICTED,
+    AGAINST,
+    AGREES,
     INCONSISTENT,
     KINDS,
-    PAPERS,
-    REPRODUCED,
-    SUPPORTED,
+    OPPOSITE,
+    REDERIVED,
+    REFUTED,
+    SAME,
+    SEVERITIES,
+    SOURCES,
+    UNDECIDED,
     VERDICTS,
     Evidence,
     Verdict,
 )
 
-COLOURS = {REPRODUCED: "#2a9d8f", SUPPORTED: "#7aa95c", CONTRADICTED: "#d1495b", INCONSISTENT: "#e0913a"}
-GREY = "#8d99ae"
+COLOURS = {  # Okabe and Ito's, apart for every kind of colour vision
+    REDERIVED: "#009e73",
+    AGREES: "#56b4e9",
+    INCONSISTENT: "#e69f00",
+    REFUTED: "#d55e00",
+    SAME: "#0072b2",
+    OPPOSITE: "#cc79a7",
+    UNDECIDED: "#8a8a8a",
+}
+GREY = "#c8c8c8"  # what has not been tested
 DECIDED_IN = {  # the chapter, by its slug, and the place in it, of the claims that need no run
     "architectural": "architecture#architectural-verdicts",
     "arithmetic": "plausibility#table-verdicts",
     "table-internal": "plausibility#table-verdicts",
 }
+SORTS = {"order": "the papers' order", "verdict": "verdict", "severity": "severity", "kind": "kind"}
 
 
 def decided_in(verdict: Verdict, evidence: Mapping[str, Evidence]) -> str:
@@ -41,53 +55,82 @@ def decided_in(verdict: Verdict, evidence: Mapping[str, Evidence]) -> str:
 
 
 def as_html(
-    verdicts: Iterable[Verdict], evidence: Mapping[str, Evidence], pages: Mapping[str, str] | None = None
+    verdicts: Iterable[Verdict],
+    evidence: Mapping[str, Evidence],
+    chapters: Mapping[str, tuple[str, str]] | None = None,
 ) -> str:
-    """Write the filterable table. `pages`: a chapter's slug -> its page, ``slug.html`` where not given.
+    """Write the table. `chapters`: a slug -> its page and its title; where not given, both are made of the slug.
 
-    Links are relative to a page that lies beside the chapters'.
+    Links are relative to a page that lies beside the chapters'. Without a script, every row is shown.
     """
     listed = list(verdicts)
     counts = Counter(v.outcome for v in listed)
     options = {
         "verdict": {name: f"{name} ({counts[name]})" for name in VERDICTS if counts[name]},
-        "paper": PAPERS,
+        "severity": {name: name for name in SEVERITIES},
+        "paper": SOURCES,
         "kind": {kind: kind for kind in KINDS},
     }
-    filters = "".join(_select(name, choices) for name, choices in options.items())
-    search = '<input type="search" name="words" placeholder="words in a claim" aria-label="words in a claim">'
-    body = "".join(_row(v, decided_in(v, evidence), pages or {}) for v in listed)
+    chosen = "".join(_select(name, f"every {name}", choices) for name, choices in options.items())
+    search = '<label>words <input type="search" name="words" placeholder="in a claim"></label>'
+    sort = _select("sort", "", SORTS)
+    buttons = "".join(f'<button type="button" name="{kind}">{kind.upper()}</button>' for kind in ("csv", "json"))
+    download = f'<span class="claims-download">download {buttons}</span>'
+    body = "".join(_row(place, v, decided_in(v, evidence), chapters or {}) for place, v in enumerate(listed))
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Verdict", "Claim", "Why"))
     style, script = ((files("kdcdiff.claims") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
         f'<div id="claims"><style>\n{style}</style>'
-        f'<div class="claims-filters">{filters}{search}<output>{len(listed)} claims</output></div>'
+        f'<form class="claims-filters">{chosen}{search}{sort}{download}</form>'
+        f'<p class="claims-count"><output aria-live="polite">{len(listed)} claims</output></p>'
         f'<table class="claims-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<button type="button" class="claims-more" name="more" hidden>Show all</button>'
         f"<script>\n{script}</script></div>"
     )
 
 
-def _select(name: str, choices: Mapping[str, str]) -> str:
+def _select(name: str, everything: str, choices: Mapping[str, str]) -> str:
+    first = f'<option value="">{escape(everything)}</option>' if everything else ""
     listed = "".join(f'<option value="{escape(k)}">{escape(v)}</option>' for k, v in choices.items())
-    return f'<select name="{name}" aria-label="{name}"><option value="">every {name}</option>{listed}</select>'
+    return f'<label>{name} <select name="{name}">{first}{listed}</select></label>'
 
 
-def _row(verdict: Verdict, place: str, pages: Mapping[str, str]) -> str:
+def _row(place: int, verdict: Verdict, decided: str, chapters: Mapping[str, tuple[str, str]]) -> str:
     claim = verdict.claim
-    chapter, _, anchor = place.partition("#")
-    target = pages.get(chapter, f"{chapter}.html") + (f"#{anchor}" if anchor else "")
-    where = f'<br>decided in <a href="{escape(target)}">{escape(chapter)}</a>' if place else ""
-    scale = f"<br>{_small(f'measured: {verdict.scale}')}" if verdict.scale else ""
-    note = f"<br>{_small(claim.note)}" if claim.note else ""
+    data = {
+        "order": f"{place:04}",
+        "verdict": verdict.outcome,
+        "severity": claim.severity,
+        "paper": claim.paper,
+        "kind": claim.kind,
+        "place": claim.place,
+        "reason": verdict.reason,
+        "note": claim.note,
+        "threshold": verdict.threshold,
+        "measured": verdict.scale,
+        "check": claim.check,
+    }
+    attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items() if value)
+    slug, _, anchor = decided.partition("#")
+    page, title = chapters.get(slug, (f"{slug}.html", slug.replace("-", " ")))
+    target = page + (f"#{anchor}" if anchor else "")
+    link = f' Decided in <a href="{escape(target)}">{escape(title)}</a>.' if decided else ""
+    measured = f" Measured: {escape(verdict.scale)}." if verdict.scale else ""
+    fragile = " <em>Hangs on a threshold of ours.</em>" if verdict.fragile else ""
+    weighs = f"weighs: {claim.severity}" if verdict.outcome in AGAINST else claim.kind
     colour = f'style="border-left-color: {COLOURS.get(verdict.outcome, GREY)}"'
-    data = f'data-verdict="{escape(verdict.outcome)}" data-paper="{claim.paper}" data-kind="{claim.kind}"'
     return (
-        f'<tr id="{escape(claim.id)}" {data}>'
-        f'<td class="claims-verdict" {colour}>{escape(verdict.outcome)}<br>{_small(claim.kind)}</td>'
-        f"<td>“{escape(claim.quote)}”<br>{_small(f'{PAPERS[claim.paper]}, {claim.place}')}</td>"
-        f"<td>{escape(verdict.reason)}{scale}{note}{where}</td></tr>"
+        f'<tr id="{escape(claim.id)}" {attributes}>'
+        f'<td class="claims-verdict" {colour}><b>{escape(verdict.outcome)}</b> <br>{_small(weighs)}</td>'
+        f"<td><q>{escape(claim.quote)}</q><br>{_small(f'{SOURCES[claim.paper]}, {claim.place}')}"
+        f' <a class="claims-link" href="#{escape(claim.id)}" aria-label="link to {escape(claim.id)}">¶</a></td>'
+        f"<td>{escape(claim.note or verdict.reason)}{fragile}<br>{_small_html(measured + link)}</td></tr>"
     )
 
 
 def _small(words: str) -> str:
-    return f'<span class="claims-small">{escape(words)}</span>'
+    return _small_html(escape(words))
+
+
+def _small_html(html: str) -> str:
+    return f'<span class="claims-small">{html}</span>'

@@ -10,7 +10,7 @@ from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
-from kdcdiff.claims.model import PAPERS, VERDICTS, Verdict
+from kdcdiff.claims.model import AGAINST, SEVERITIES, SOURCES, VERDICTS, Verdict
 from kdcdiff.claims.readings import COMPANIONS, network_count, unet
 from kdcdiff.claims.tables import cell
 from kdcdiff.models.configs import LATENT, TOKENS
@@ -32,15 +32,31 @@ BK_SDM_COUNTS = (  # what is counted, the printed cell, its unit, the network, a
 
 
 def of_verdicts(verdicts: Iterable[Verdict]) -> list[Row]:
-    """Say of each claim which sentence it is, where it stands, what became of it, and why."""
+    """Say of each claim which sentence it is, where it stands, what became of it, what that weighs, and why."""
     return [
         {
             "sentence": f"“{v.claim.quote}”",
-            "place": f"{PAPERS[v.claim.paper]}, {v.claim.place}",
+            "place": f"{SOURCES[v.claim.paper]}, {v.claim.place}",
             "verdict": v.outcome,
+            "severity": v.claim.severity,
             "why": v.claim.note or v.reason,
         }
         for v in verdicts
+    ]
+
+
+def severities(verdicts: Iterable[Verdict], group: Callable[[Verdict], str]) -> list[Row]:
+    """Count what does not hold by its severity, the heaviest first: a column for each group, and what it means."""
+    found = [v for v in verdicts if v.outcome in AGAINST]
+    groups = list(dict.fromkeys(group(v) for v in found))
+    return [
+        {
+            "severity": name,
+            **{g: sum(v.claim.severity == name and group(v) == g for v in found) for g in groups},
+            "of which hang on a threshold of ours": sum(v.claim.severity == name and v.fragile for v in found),
+            "meaning": meaning,
+        }
+        for name, meaning in reversed(SEVERITIES.items())
     ]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kdcdiff.errors import check
+from kdcdiff.metrics.estimate import Estimate
 
 Array = NDArray[np.float64]
 
@@ -56,6 +57,53 @@ def whole(texts: Sequence[str]) -> tuple[int, int, float]:
     decimals = [t.partition(".")[2] for t in texts if len(t.partition(".")[2]) >= 2]
     hits = sum(set(d) == {"0"} for d in decimals)
     return hits, len(decimals), float(stats.binom.sf(hits - 1, len(decimals), 0.01))
+
+
+def roots(texts: Sequence[str], *, repeats: int = 20_000, seed: int = 0) -> tuple[int, int, float]:
+    """Count the numbers, printed with four decimals, that are the rounded root of whole ten-thousandths.
+
+    Returned are hits, numbers, and the share of `repeats` simulated columns with as many: as many numbers, each drawn
+    evenly from all that could be printed between the least and the largest one.
+    """
+    units = np.array([round(float(t) * 1e4) for t in texts])
+    squares = {round(k**0.5 * 100) for k in range(1, int(units.max() / 100) ** 2 + 202)}  # in ten-thousandths
+    hit = np.array([value in squares for value in range(units.max() + 1)])
+    drawn = np.random.default_rng(seed).integers(units.min(), units.max() + 1, (repeats, len(units)))
+    hits = int(hit[units].sum())
+    return hits, len(units), float((hit[drawn].sum(1) >= hits).mean())
+
+
+def coincidence(texts: Sequence[str], *, repeats: int = 20_000, seed: int = 0) -> float:
+    """Simulate how often at least two of as many numbers, drawn evenly between the least and largest, print alike.
+
+    All are printed with two decimals.
+    """
+    units = np.array([round(float(t) * 100) for t in texts])
+    drawn = np.random.default_rng(seed).integers(units.min(), units.max() + 1, (repeats, len(units)))
+    drawn.sort(axis=1)
+    return float((np.diff(drawn, axis=1) == 0).any(1).mean())
+
+
+def p_value(difference: Estimate, n: int | None = None) -> float:
+    """Read a two-sided p from a 95 % interval: Student's with n - 1 degrees of freedom, the normal where n is unknown.
+
+    It is 0.05 where the interval ends at zero, and 1 where the interval is unknown. Of a lopsided interval the arm
+    towards zero counts.
+    """
+    arm = difference.value - difference.low if difference.value > 0 else difference.high - difference.value
+    if arm == 0 or not np.isfinite(arm):
+        return 0.0 if arm == 0 and difference.value else 1.0
+    law = stats.t(n - 1) if n and n > 1 else stats.norm()
+    return float(2 * law.sf(law.ppf(0.975) * abs(difference.value) / arm))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjust p values for their number by Holm's step-down method (1979); in the order given, at most 1."""
+    adjusted, worst = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = worst
+    return adjusted
 
 
 def spectrum(kind: str, dimensions: int) -> Array:

@@ -10,12 +10,13 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 import yaml
 
 from kdcdiff.errors import UserError, check
 
+DATA = Path(__file__).parent / "data"
 KEY_COLUMNS = ("dataset", "row")
 TEXT_COLUMNS = ("label", "role", "student", "teacher", "network", "type", "weights", "output_kd", "feature_kd",
                 "mid_removed")  # fmt: skip
@@ -62,7 +63,7 @@ def number(text: str) -> float:
 
 def data_text(name: str) -> str:
     """Read a file of this package's ``data``."""
-    return (files("kdcdiff.claims") / "data" / name).read_text(encoding="utf-8")
+    return (DATA / name).read_text(encoding="utf-8")
 
 
 def read_csv(name: str, columns: tuple[str, ...] | None = None) -> list[dict[str, str]]:

@@ -8,13 +8,15 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=".", help="the book's folder (default: the working folder)")
+    said = "render what there is into _build/draft, with a banner on every page that says what is wrong with it"
+    parser.add_argument("--draft", action="store_true", help=said)
 
 
 def run(args: argparse.Namespace) -> int:
     from kdcdiff.book.render import BuildFailed, build
 
     try:
-        build(args.root)
+        build(args.root, draft=args.draft)
     except BuildFailed as failure:
         print(f"failed: {failure}", file=sys.stderr)
         return 1

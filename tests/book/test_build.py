@@ -8,10 +8,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from kdcdiff import cli
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book import render, runner
+from kdcdiff.book.staging import copy_pages
 from kdcdiff.book.toc import Book
 from kdcdiff.errors import UserError
 
@@ -47,7 +49,9 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     assert ">0.123<" in (html / "notebooks" / "02-b.html").read_text()
     assert "kdcdiff run --force --only a --profile smoke" in first, "the cost box says how to run it again"
     assert "Injected" not in first and "artifacts = " not in first.replace("&quot;", ""), "the injected cell is hidden"
-    assert 'src="../_static/mathjax/tex-svg.js' in first and (html / "_static/mathjax/tex-svg.js").exists()
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in first, "formulas are drawn by the browser"
+    assert (html / "downloads" / "a.ipynb").exists() and (html / "downloads" / "a-table-1.csv").exists()
+    assert 'aria-current="step"' in first and "fontawesome.js" not in first
     for page in html.rglob("*.html"):
         text = page.read_text()
         assert "cdn" not in text.lower() and "unpkg" not in text and str(run_book) not in text
@@ -109,6 +113,20 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
     ]
     assert cli.main(["build", "--root", str(root)]) == 2
     assert "cannot be published" in capsys.readouterr().err and not (root / "_build" / "html").exists()
+
+
+def test_a_draft_takes_what_there_is_and_says_so_on_every_page(small_book):
+    book = Book(small_book(CHAPTERS, light=True))
+    copy_pages(book)
+    render._fill_in(book, ["a was never <run>", "b was never run"])
+    options = yaml.safe_load((book.staged / "_config.yml").read_text())["sphinx"]["config"]["html_theme_options"]
+    assert options["announcement"] == "Draft, not the book: a was never &lt;run&gt;, and 1 more"
+    assert all((book.staged / chapter.path).exists() for chapter in book.chapters())
+    assert render.faults_of(book), "what was filled in is not taken for a chapter that ran"
+    copy_pages(book)
+    assert (book.staged / "_config.yml").read_text() == (book.root / "_config.yml").read_text(), (
+        "the book has no banner"
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,14 @@ def page():
 
 
 def rules(css: str) -> dict[str, dict[str, str]]:
-    """Read a style sheet of plain rules: selector -> its declarations. AssertionError: what a browser would drop."""
+    """Read a style sheet: selector -> declarations, `@media` unwrapped. AssertionError: what a browser would drop."""
     bare = re.sub(r"/\*.*?\*/", "", css, flags=re.S)
+    bare = re.sub(r"@media [^{]+\{((?:[^{}]+\{[^{}]*\})+)\s*\}", r"\1", bare)
+    bare = re.sub(r"@font-face \{[^{}]*\}", "", bare)
     assert bare.count("{") == bare.count("}") and "/*" not in bare and not re.search(r"^\s*(#\s|//)", bare, re.M)
     found = {}
     for selector, body in re.findall(r"([^{}]+)\{([^{}]*)\}", bare):
-        soupsieve.compile(selector.strip())  # SelectorSyntaxError where it is none
+        soupsieve.compile(re.sub(r"::[a-z]+", "", selector).strip())  # SelectorSyntaxError where it is none
         parts = [part for part in map(str.strip, body.split(";")) if part]
         assert all(re.fullmatch(r"[a-z-]+\s*:\s*[^:{}]+", part) for part in parts), body
         found[" ".join(selector.split())] = dict(re.split(r"\s*:\s*", part, maxsplit=1) for part in parts)
@@ -108,14 +110,21 @@ def test_the_script_is_javascript_and_shows_what_is_chosen(data, page, tmp_path)
         assert shown["cells"][0] == f"{row[0]:,}" and shown["cells"][6] == f"{row[3] / 1e9:.3f}"
         assert shown["gone"] == [place for place, mark in enumerate(row[6]) if mark == "0"]
     assert first["name"] == "This is original." and second["name"] == "No paper has named this one."
+    assert (first["address"], second["address"]) == ("", "#cut=0110k-"), "a choice can be linked to"
+    key = next(key for key, row in data["rows"].items() if row is row_named(data, "kdc-described"))
+    linked = ["node", tmp_path / "run.js", f"#cut={key}"]
+    shown = json.loads(subprocess.run(linked, capture_output=True, text=True, check=True).stdout)[0]
+    assert shown["cells"][0] == f"{row_named(data, 'kdc-described')[0]:,}" and "kdc-described" in shown["name"]
 
 
 STAND_IN = """
 const data = DATA;
 const elements = Object.fromEntries(["p0", "p1", "p2", "p3", "mid"].map((name) => [name, { checked: false }]));
+const radios = ["k", "d", "b"].map((value) => ({ value, checked: value === "k" }));
 const form = {
   elements,
-  querySelector: () => ({ value: "k" }),
+  querySelector: () => radios.find((one) => one.checked),
+  querySelectorAll: () => radios,
   addEventListener: (event, heard) => (form.heard = heard),
 };
 const cells = Array.from({ length: 10 }, () => ({}));
@@ -124,10 +133,13 @@ boxes.forEach((made) => (made.classList = { toggle: (name, on) => (made.on = on)
 const name = {};
 const one = { form, 'script[type="application/json"]': { textContent: JSON.stringify(data) }, ".kdcx-name": name };
 const box = { querySelector: (s) => one[s], querySelectorAll: (s) => (s === "td" ? cells : boxes) };
+globalThis.location = { hash: process.argv[2] || "" };
+globalThis.history = { replaceState: (state, title, url) => (location.hash = url) };
 globalThis.document = { currentScript: { closest: () => box } };
 const shown = () => ({
   cells: cells.map((c) => c.textContent),
   name: name.textContent,
+  address: location.hash,
   gone: boxes.flatMap((b, i) => (b.on ? [i] : [])),
 });
 SCRIPT

@@ -6,7 +6,7 @@ from scipy import linalg, stats
 
 from kdcdiff.claims import statistics
 from kdcdiff.errors import UserError
-from kdcdiff.metrics.estimate import rank_correlation
+from kdcdiff.metrics.estimate import Estimate, over_seeds, rank_correlation
 
 RNG = np.random.default_rng(0)
 
@@ -84,3 +84,36 @@ def test_the_rank_correlation_is_scipys_inside_its_interval():
     found = rank_correlation(a, b)
     assert found.low < found.value < found.high
     assert found.value == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_a_p_value_is_student_s_own():
+    sample = [0.4, 1.1, 0.7, 1.9, 0.2]
+    p = statistics.p_value(over_seeds(sample), len(sample))
+    assert p == pytest.approx(stats.ttest_1samp(sample, 0.0).pvalue)
+    assert statistics.p_value(Estimate(1.0, 0.0, 2.0), 9) == pytest.approx(0.05)
+    assert statistics.p_value(Estimate(-1.0, -2.0, 0.0)) == pytest.approx(0.05)
+
+
+def test_what_has_no_interval_has_a_p_of_one():
+    assert statistics.p_value(Estimate(1.0, -np.inf, np.inf), 5) == 1.0
+
+
+def test_holms_correction_is_the_textbooks():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_roots_of_whole_ten_thousandths_are_found_and_chance_finds_few():
+    """0.0100, 0.0141, 0.0173 are the roots of one, two and three ten-thousandths."""
+    hits, numbers, chance = statistics.roots(["0.0100", "0.0141", "0.0173", "0.0174", "0.0500"], repeats=2000)
+    assert (hits, numbers) == (4, 5)
+    assert chance < 0.01
+    assert statistics.roots(["0.0101", "0.0145", "0.0174"], repeats=200)[0] == 0
+
+
+def test_two_numbers_alike_are_no_rarity_among_many():
+    """The birthday of two decimals: n (n - 1) / 2 pairs over the numbers that could be printed."""
+    few = statistics.coincidence([f"{10 + k}.00" for k in range(3)], repeats=20_000)
+    assert few == pytest.approx(3 / 201, abs=0.004)
+    assert statistics.coincidence([f"{10 + k / 100:.2f}" for k in range(40)], repeats=500) > 0.99

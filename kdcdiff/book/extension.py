@@ -1,0 +1,146 @@
+"""What this book teaches Sphinx, loaded by `_config.yml`.
+
+Formulas become MathML, which browsers draw by themselves: no page loads a script for them. The role
+{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter. Docstrings, which are plain text
+with Markdown's code marks, are read as what they mean.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from posixpath import relpath
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+from sphinx.util.math import get_node_equation_number
+from sphinx.writers.html5 import HTML5Translator
+
+from kdcdiff.book.pages import DOWNLOADS, finish, write_files
+from kdcdiff.book.results import Results
+from kdcdiff.book.toc import Book, Page
+from kdcdiff.metrics.estimate import Estimate
+
+logger = logging.getLogger(__name__)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register all of it."""
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
+    app.add_role("result", ResultRole())
+    app.connect("html-page-context", _finish_page)
+    app.connect("autodoc-process-docstring", _read_docstring)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def book_of(app: Sphinx) -> Book:
+    """Find the book whose staging folder is being rendered."""
+    return Book(Path(app.srcdir).parent.parent)
+
+
+# ------------------------------------------------------------------------------------------------ formulas
+
+
+def mathml(tex: str, display: str = "inline") -> str:
+    """Turn a formula into MathML. ValueError: a command that the converter leaves as it is."""
+    made = convert(tex, display=display).replace(r"\|", "‖").replace(r"\Vert", "‖")
+    left = re.search(r"\\[A-Za-z]+|\\.", made)
+    if left:
+        raise ValueError(f"{left[0]} in {tex!r} has no MathML")
+    return made
+
+
+def _drawn(node: nodes.Element, tex: str, display: str) -> str:
+    try:
+        return mathml(tex, display)
+    except Exception as error:  # whatever the converter raises is a fault of the formula
+        logger.warning("no MathML of a formula: %s", error, location=node)
+        return ""
+
+
+def _inline_math(self: HTML5Translator, node: nodes.math) -> None:
+    self.body.append(_drawn(node, node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def _display_math(self: HTML5Translator, node: nodes.math_block) -> None:
+    self.body.append(self.starttag(node, "div", CLASS="math", tabindex="0"))
+    if node["number"]:
+        self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})</span>')
+    self.body.append(_drawn(node, node.astext(), "block") + "</div>")
+    raise nodes.SkipNode
+
+
+# ----------------------------------------------------------------------------------------------- the pages
+
+
+def _finish_page(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
+    body, book = context.get("body"), book_of(app)
+    if not body or doctree is None:
+        return
+    page = Page(Path(app.env.doc2path(name)).relative_to(app.srcdir))
+    if page.is_chapter:
+        text = (Path(app.srcdir) / page.path).read_text(encoding="utf-8")
+        write_files(Path(app.outdir), {f"{DOWNLOADS}/{page.name}.ipynb": text})
+    finished = finish(body, page, book)
+    write_files(Path(app.outdir), finished.files)
+    context["body"] = finished.body
+
+
+class ResultRole(SphinxRole):
+    """Writes {result}`name:format`: the recorded value, with its interval where it has one."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, form = self.text.partition(":")
+        book = Book(Path(self.env.srcdir).parent.parent)
+        self.env.note_dependency(str(book.results))
+        result = Results.load(book.results).get(name)
+        if result is None:
+            return [nodes.inline(self.rawtext, "(not measured in this run)")], []  # another variant, say
+        low, high = result.interval or (result.value, result.value)
+        said = format(Estimate(result.value, low, high) if result.interval else result.value, form or ".2f")
+        chapter = next((page for page in book.chapters() if page.name == result.chapter), None)
+        words = nodes.inline(self.rawtext, said, classes=["kdc-result"])
+        if chapter is None:
+            return [words], []
+        target = relpath(chapter.path.with_suffix(".html").as_posix(), Path(self.env.docname).parent.as_posix())
+        return [nodes.reference(self.rawtext, "", words, refuri=target, internal=True)], []
+
+
+# ----------------------------------------------------------------------------------------- the interface
+
+
+def _read_docstring(app: Sphinx, what: str, name: str, made: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = as_rest(lines)
+
+
+def as_rest(lines: list[str]) -> list[str]:
+    """Turn a docstring into reStructuredText: code marks doubled, stars literal, indented blocks shown as code."""
+    rest: list[str] = []
+    before = ""
+    for line in lines:
+        indented = line.startswith("    ") and line.strip() != ""
+        if indented and not before.strip() and not _in_code(rest):
+            rest += ["::", ""]
+        rest.append(line if indented else _plain(line))
+        before = line
+    return [*rest, ""]
+
+
+def _in_code(rest: list[str]) -> bool:
+    """Tell whether the last line that says something belongs to a block of code."""
+    said = [line for line in rest if line.strip()]
+    return bool(said) and (said[-1] == "::" or said[-1].startswith("    "))
+
+
+def _plain(line: str) -> str:
+    """Double single code marks, and escape what reStructuredText would read as marks of its own."""
+    parts = re.split(r"(`+[^`]+`+)", line)
+    return "".join(
+        f"``{part.strip('`')}``" if place % 2 else re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", part)
+        for place, part in enumerate(parts)
+    )

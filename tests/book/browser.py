@@ -1,0 +1,91 @@
+"""The rendered book in a real browser, with the network cut: `make test-pages` (a file that plain `make test` skips).
+
+Every page in both themes: axe-core finds nothing serious or critical (WCAG 2 A and AA), the console says nothing, no
+request fails, nothing is wider than the window, no code is cut off, and a page weighs under 1.5 MB before its images.
+PAGES names the rendered folder (default `_build/html`), CHROMIUM the browser.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+from axe_playwright_python.base import AXE_FILE_PATH
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ..conftest import REPO
+
+HTML = Path(os.environ.get("PAGES", REPO / "_build" / "html")).resolve()
+PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
+WIDTHS = (390, 600, 768, 992, 1280, 1600)  # pixels
+IMAGES = re.compile(r"\.(png|jpe?g|gif|webp)$")
+AXE = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations'], preload: false})"
+CUT_OFF = """() => [...document.querySelectorAll('main pre')].filter(
+    (e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 60))"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    assert path, f"no browser: install one of {', '.join(NAMES)}, or name one in CHROMIUM"
+    with sync_playwright() as playwright:
+        switches = [f"--disable-{name}" for name in QUIET] + ["--no-first-run"]
+        yield playwright.chromium.launch(executable_path=path, args=switches, chromium_sandbox=False)
+
+
+def test_there_are_pages():
+    assert "index.html" in PAGES, f"no book in {HTML}; make book renders it"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page(browser, name, theme):
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
+    context.set_offline(True)
+    context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+    page, faults, loaded = context.new_page(), [], set()
+    page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
+    page.on("requestfinished", lambda request: loaded.add(request.url))
+    try:
+        page.goto((HTML / name).as_uri(), wait_until="load")
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        faults += axe(page)
+        faults += [f"cut off: {text}" for text in page.evaluate(CUT_OFF)]
+        files = [Path(unquote(urlparse(url).path)) for url in loaded if url.startswith("file:")]
+        weight = sum(path.stat().st_size for path in files if not IMAGES.search(path.name))
+        if weight > 1.5e6:
+            faults.append(f"{weight / 1e6:.2f} MB before its images")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            needed = page.evaluate("document.documentElement.scrollWidth")
+            if needed > width:
+                faults.append(f"{needed} pixels wide in a window of {width}")
+    finally:
+        context.close()
+    assert faults == []
+
+
+def axe(page: Page) -> list[str]:
+    """List the serious and critical faults that axe-core finds."""
+    page.evaluate(Path(AXE_FILE_PATH).read_text())
+    return [
+        f"{found['id']} ({found['impact']}): {len(found['nodes'])} times, as {found['nodes'][0]['html'][:120]}"
+        for found in page.evaluate(AXE)["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+
+
+def test_search_works_from_a_file(browser):
+    page = browser.new_page()
+    page.goto((HTML / "search.html").as_uri() + "?q=replay")
+    page.wait_for_selector("#search-results li", timeout=20_000)
+    page.close()
