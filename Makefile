@@ -1,17 +1,21 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | test-pages | serve | bench | lint | clean        (make help)
+# make setup | book | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
 PROFILE   ?= mini
 DATASET   ?= flora
 SEED      ?= 0
+DEVICE    ?=
 ARTIFACTS ?= artifacts
 PARAMS    ?=
 PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
+KILLS     ?= 30
 LINTED    := kdcdiff tests benchmarks tools notebooks
+SETTINGS   = --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" \
+             $(if $(DEVICE),--device $(DEVICE)) $(PARAMS)
 
 # OpenMP's threads sleep while they wait, in all that is started here: a busy machine stays usable (book/scaling.md).
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -31,7 +35,7 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book notebooks test test-pages lint serve bench clean
+.PHONY: help setup book notebooks test test-pages test-faults lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,11 +43,13 @@ help:
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "make book                  run every chapter and render the book to _build/html"
 	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
+	@echo "make test-faults           kill a small road $(KILLS) times, and finish it: KILLS=30"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
@@ -78,11 +84,11 @@ $(READY): $(STAMP) pyproject.toml tools/torchvision_cpu.py
 
 book: $(READY)
 	@echo "book: running the chapters at profile $(PROFILE) on $(DATASET)"
-	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS)
+	@$(BIN)/kdcdiff run $(SETTINGS)
 	@$(BIN)/kdcdiff build
 
 notebooks: book
-	@$(BIN)/kdcdiff run --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" $(PARAMS) --save-outputs
+	@$(BIN)/kdcdiff run $(SETTINGS) --save-outputs
 
 test: $(READY)
 	@echo "test: running $(TESTS), the notebooks at profile smoke among them"
@@ -92,6 +98,10 @@ test: $(READY)
 test-pages: $(READY)
 	@test -f _build/html/index.html || { echo "test-pages: no book yet; make book renders it" >&2; exit 1; }
 	@$(BIN)/python -m pytest -q tests/book/browser.py
+
+test-faults: $(READY)
+	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"
+	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/faults
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from kdcdiff.process import DEVICE, compute_dtype
 
 LIBRARIES = (
     "kdcdiff",
@@ -80,11 +83,14 @@ class PeakMemory:
 
 
 def device_name() -> str:
-    """Name what a stage ran on: the GPU, or `cpu`. Does not import torch."""
+    """Name what a stage ran on: the GPU and the dtype of its arithmetic, or ``cpu``. Does not import torch.
+
+    It is what `process.use_device` decided, and not what the machine has.
+    """
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return f"cuda ({torch.cuda.get_device_name()})"
-    return "cpu"
+    if torch is None or os.environ.get(DEVICE) == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda ({torch.cuda.get_device_name()}, {str(compute_dtype('cuda')).removeprefix('torch.')})"
 
 
 @functools.cache

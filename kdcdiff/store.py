@@ -8,7 +8,7 @@ key = sha256 of canonical JSON of (stage name, stage version, its settings, the 
 inputs). The mapping that is keyed is the one that the work is called with, `make(folder, **settings)`. `make` writes
 into a work folder whose name depends on the key alone: it survives a kill, so that a training stage goes on from
 `work/checkpoint`. A finished folder gets its `manifest.json`, is synced to disk and renamed into place; nobody ever
-sees half of one. What was damaged since is moved aside, said, and made again.
+sees half of one. What was damaged since is moved aside, said, and made again. `kdcdiff.upkeep` looks after a store.
 """
 
 from __future__ import annotations
@@ -19,60 +19,31 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
-import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kdcdiff.errors import UserError
+from kdcdiff.errors import UserError, check
+from kdcdiff.manifest import (
+    MANIFEST,
+    STAGE,
+    canonical,
+    content_key,
+    folder_name,
+    inspect,
+    manifest_fault,
+    remember_whole,
+    sealed,
+)
 from kdcdiff.provenance import PeakMemory, provenance, sha256_file
 
-MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, somebody's share of it, or a limit on a file's size
 CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
-_verified: set[tuple[str, int]] = set()  # (folder, manifest's mtime): checksums are read once per process
-
-
-def canonical(value: Any) -> Any:
-    """`value` as plain JSON types, so that equal inputs give equal keys: 1, 1.0 and True stay three values.
-
-    Mappings need string keys; tuples, paths, numpy scalars and dataclasses (under their class's name) are taken; NaN
-    and the rest raise TypeError.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise TypeError(f"{value!r} cannot be part of a key")
-        return value
-    if isinstance(value, Mapping):
-        if not all(isinstance(name, str) for name in value):
-            raise TypeError(f"a key's mapping needs string names, not {list(value)!r}")
-        return {name: canonical(value[name]) for name in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {type(value).__name__: canonical(fields)}
-    if isinstance(value, Path):
-        return value.as_posix()
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        return canonical(value.item())
-    raise TypeError(f"{type(value).__name__} cannot be part of a key")
-
-
-def content_key(
-    stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], external: Mapping[str, str]
-) -> str:
-    """The sha256, in hex, that names a stage's result. `inputs` maps names to the keys of artifacts read."""
-    whole = {"stage": stage, "version": version, "settings": settings, "inputs": inputs, "external": external}
-    text = json.dumps(canonical(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +106,11 @@ class Store:
         publishes nothing; the work folder stays only where it holds a checkpoint.
         """
         settings, inputs, external = settings or {}, inputs or {}, external or {}
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", stage):
+        if not STAGE.fullmatch(stage):
             raise ValueError(f"stage={stage!r}: letters, digits, dots, dashes and underscores")
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         key = content_key(stage, version, settings, input_keys, external)
-        name = f"{stage}-{key[:16]}"
+        name = folder_name(stage, key)
         with self._explained(f"building stage {stage}"), self._locked(name):
             artifact, built = self._published(name, key), False
             if artifact is None:
@@ -166,9 +137,10 @@ class Store:
         folder = self.root / name
         if not folder.exists():
             return None
-        fault, manifest = _inspect(folder, key)
-        if fault is None:
+        fault, manifest = inspect(folder)
+        if fault is None and manifest["key"] == key:
             return Artifact(folder, key, manifest)
+        fault = fault or "it is another's"
         aside = self.root / "damaged" / name
         aside.parent.mkdir(exist_ok=True)
         number = 1
@@ -182,6 +154,8 @@ class Store:
     def _build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
         work = self.root / "work" / name
         resumed = (work / CHECKPOINT).exists()
+        if not resumed:
+            shutil.rmtree(work, ignore_errors=True)  # what a kill before the first checkpoint has left
         work.mkdir(exist_ok=True)
         if resumed:
             self.say(f"resume {name}  from its last checkpoint")
@@ -189,12 +163,6 @@ class Store:
         try:
             with PeakMemory() as memory:
                 make(work)
-        except BaseException:
-            if not (work / CHECKPOINT).exists():
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        try:
-            _remove(work / CHECKPOINT)
             manifest = recipe | {
                 "files": _files(work),
                 "seconds": time.perf_counter() - start,
@@ -203,15 +171,57 @@ class Store:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 **provenance(),
             }
-            (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-            _sync(work)
-            os.replace(work, self.root / name)
-            _sync_one(self.root)
+            return self._publish(work, name, sealed(manifest))
         except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
+            if not (work / CHECKPOINT).exists():
+                shutil.rmtree(work, ignore_errors=True)
             raise
-        _verified.add(_stamp(self.root / name))  # just hashed
-        return Artifact(self.root / name, recipe["key"], json.loads((self.root / name / MANIFEST).read_text()))
+
+    def _publish(self, work: Path, name: str, manifest: dict[str, Any]) -> Artifact:
+        """Make the finished folder `work`, whose checksums are known to be right, the artifact `name`."""
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        _remove(work / CHECKPOINT)  # only now: on a full disk it is what stays of hours of training
+        _sync(work)
+        os.replace(work, self.root / name)
+        _sync_one(self.root)
+        remember_whole(self.root / name, manifest)
+        return Artifact(self.root / name, manifest["key"], manifest)
+
+    def adopt(self, manifest: dict[str, Any], fetch: Callable[[str], BinaryIO]) -> bool:
+        """Publish an artifact of another store; False where it is here and whole already.
+
+        `fetch` opens one of its files, by its name in the manifest, whose checksum it is held to while it is copied.
+        UserError: the manifest is damaged, or a file is not what it says; nothing of it is published then.
+        """
+        check((fault := manifest_fault(manifest)) is None, "manifest", manifest.get("key"), str(fault))
+        name = folder_name(manifest["stage"], manifest["key"])
+        work = self.root / "work" / f"{name}.pull"
+        with self._explained(f"pulling {name}"), self._locked(name):
+            if self._published(name, manifest["key"]) is not None:
+                return False
+            shutil.rmtree(work, ignore_errors=True)
+            try:
+                for file, entry in manifest["files"].items():
+                    (work / file).parent.mkdir(parents=True, exist_ok=True)
+                    with fetch(file) as source, (work / file).open("wb") as target:
+                        found = _copy(source, target, entry["bytes"])
+                    check(found == entry["sha256"], "file", f"{name}/{file}", "has a wrong checksum there")
+                work.mkdir(parents=True, exist_ok=True)
+                self._publish(work, name, manifest)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        return True
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[bool]:
+        """Hold the lock of an artifact, without waiting; False where another process has it."""
+        with (self.root / "locks" / f"{name}.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -233,7 +243,7 @@ class Store:
         except Exception as error:
             code = getattr(error, "errno", None)
             # safetensors and torch pass a full disk on as text
-            if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            if code in FULL or any(os.strerror(full) in str(error) for full in FULL):
                 raise UserError(
                     f"artifacts={str(self.root)!r}: no space left while {doing}; "
                     "free some, or choose a folder on another disk"
@@ -248,36 +258,23 @@ class Store:
             raise
 
 
-def _inspect(folder: Path, key: str) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a published folder (None: nothing), and its manifest."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-        if manifest["key"] != key or not {"seconds", "peak_bytes", "stage"} <= manifest.keys():
-            return "its manifest is another's", {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest cannot be read", {}
-    known = _stamp(folder) in _verified
-    for name, (size, checksum) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing", {}
-        if path.stat().st_size != size or (not known and sha256_file(path) != checksum):
-            return f"{name} has a wrong checksum", {}
-    _verified.add(_stamp(folder))
-    return None, manifest
-
-
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
+    left = (folder / MANIFEST, folder / CHECKPOINT)
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not {path, *path.parents} & {*left})
     return {
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in paths
     }
 
 
-def _stamp(folder: Path) -> tuple[str, int]:
-    return str(folder), (folder / MANIFEST).stat().st_mtime_ns
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> str:
+    """Copy `size` bytes, and one more where there are more, which no checksum then fits; the sha256 of what came."""
+    digest, left = hashlib.sha256(), size + 1
+    while left and (part := source.read(min(left, 2**20))):
+        digest.update(part)
+        target.write(part)
+        left -= len(part)
+    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:

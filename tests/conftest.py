@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdcdiff.book.toc import slug
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
+from kdcdiff.process import DEVICE
 
 REPO = Path(__file__).resolve().parent.parent
 PARAMETERS = """\
@@ -83,8 +84,9 @@ def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings that steer a run from outside."""
-    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES", DEVICE):
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+        monkeypatch.delenv(name)
 
 
 LIGHT = "settings = (profile, dataset, seed, artifacts)"  # reads the parameters without importing torch

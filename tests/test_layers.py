@@ -11,7 +11,8 @@ from pathlib import Path
 from .imports import REPO, imports_of, python_files
 
 LAYERS = ("cli", "book", "experiments", "claims", "metrics", "sampling", "training", "data", "models")  # downwards
-BESIDE = ("errors", "store", "provenance", "process")  # anyone may import them, and they import each other alone
+# anyone may import these, and they import each other alone
+BESIDE = ("errors", "manifest", "store", "upkeep", "provenance", "process")
 LIBRARY = ("models", "data", "training", "sampling", "metrics")  # what a user's own script takes
 NOTEBOOK = ("IPython", "papermill", "nbformat")
 LONGEST = 400  # lines of a room

@@ -118,11 +118,16 @@ def page(start: str = "kdc-described", config: Mapping[str, Any] | None = None) 
         f'<div class="kdcx-net">{_drawing(data["layers"], first[-1], stages)}</div>',
         '<p aria-live="polite" class="kdcx-name"></p>',
         f"<table>{_figures(first, data['rows'][data['whole']])}</table>",
-        f'<script type="application/json">{json.dumps(data)}</script>',
+        f'<script type="application/json">{as_data(data)}</script>',
         f"<script>\n{_file('explorer.js')}</script>",
         "</div>",
     ]
     return "".join(parts)
+
+
+def as_data(value: Any) -> str:
+    """Write JSON that no text in it can end the script around it."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def _file(name: str) -> str:

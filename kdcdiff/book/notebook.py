@@ -43,7 +43,7 @@ class Parameter:
             text = {"true": "True", "false": "False"}.get(value.lower(), value)
             try:
                 value = float(text) if self.kind is float else ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 raise UserError(f"{self.name}={value!r}: {chapter} takes {words} here") from None
         if self.kind is float and type(value) is int:
             value = float(value)
@@ -55,8 +55,8 @@ def read(path: Path) -> NotebookNode:
     """Read a notebook. UserError: it is none, or cannot be read."""
     try:
         return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise UserError(f"{path.name}: not a notebook that can be read ({error})") from None
+    except Exception as error:  # nbformat fails in many ways on what is no notebook
+        raise UserError(f"{path.name}: not a notebook that can be read ({str(error)[:200]})") from None
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -78,7 +78,7 @@ def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
     if len(cells) != 1:
         raise UserError(f"{chapter}: {len(cells)} cells are tagged 'parameters'; there must be one")
     found = {}
-    for statement in ast.parse(cells[0].source).body:
+    for statement in _parsed(cells[0].source, chapter).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         try:
@@ -96,6 +96,13 @@ def parameters(notebook: NotebookNode, chapter: str) -> dict[str, Parameter]:
     if missing:
         raise UserError(f"{chapter}: the parameters cell lacks {', '.join(missing)}")
     return found
+
+
+def _parsed(source: str, chapter: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(f"{chapter}: the parameters cell cannot be read as Python ({error})") from None
 
 
 def _kind(annotation: ast.expr) -> tuple[type, bool]:

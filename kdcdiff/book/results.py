@@ -23,6 +23,10 @@ from kdcdiff.errors import UserError, check
 from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.store import Artifact, write_atomically
 
+_KEYS = {  # what the entries of the file have
+    "results": {"value", "interval", "chapter"},
+    "stages": {"stage", "seconds", "peak_bytes", "device", "bytes", "chapters"},
+}
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -134,9 +138,13 @@ def _read(path: Path) -> dict[str, Any]:
         return {"results": {}, "stages": {}}
     try:
         data: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"results={str(path)!r}: is not a results file ({error})") from None
-    check({"results", "stages"} <= set(data), "results", str(path), "is not a results file")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"results={str(path)!r}: is not a results file ({str(error)[:200]})") from None
+    whole = isinstance(data, dict) and all(
+        isinstance(data.get(part), dict) and all(isinstance(e, dict) and keys <= e.keys() for e in data[part].values())
+        for part, keys in _KEYS.items()
+    )
+    check(whole, "results", str(path), "is not a results file; delete it, and `kdcdiff run` makes it again")
     return data
 
 

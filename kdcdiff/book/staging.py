@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shlex
 import shutil
 import sys
@@ -25,7 +26,7 @@ from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.results import Results
 from kdcdiff.book.toc import Book, Page
 from kdcdiff.data.names import DATASETS
-from kdcdiff.errors import UserError
+from kdcdiff.errors import UserError, one_line
 from kdcdiff.provenance import commit, device_name, libraries
 from kdcdiff.store import write_atomically
 
@@ -62,6 +63,7 @@ def is_current(book: Book, chapter: Page, stamp: str | None = None) -> bool:
     return (
         made.get("status") == "completed"
         and (stamp is None or made.get("stamp") == stamp)
+        and made.get("whole") == _whole(notebook)
         and {"source": made.get("source"), "figures": made.get("figures")} == _present(book, chapter)
         and not notebooks.flaws(notebook)
     )
@@ -73,6 +75,12 @@ def _present(book: Book, chapter: Page) -> dict[str, str]:
         "source": notebooks.source_digest(notebooks.read(book.root / chapter.path)),
         "figures": notebooks.digest(Results(book.results).chapter(chapter.name)),
     }
+
+
+def _whole(notebook: NotebookNode) -> str:
+    """Hash an executed copy but for this hash: its outputs are what the book shows."""
+    own = {name: value for name, value in notebook.metadata.get("kdcdiff", {}).items() if name != "whole"}
+    return notebooks.digest([notebook.cells, notebook.metadata | {"kdcdiff": own}])
 
 
 def publish(
@@ -115,6 +123,8 @@ def publish(
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    notebook = nbformat.reads(nbformat.writes(notebook), as_version=4)  # as it will be read
+    notebook.metadata["kdcdiff"]["whole"] = _whole(notebook)
     write_atomically(book.staged / chapter.path, nbformat.writes(notebook) + "\n")
 
 
@@ -132,7 +142,7 @@ def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 def _cost_box(chapter: Page, values: dict[str, Any], seconds: float, peak_bytes: int) -> str:
     """Write the box that ends a chapter: what it took, and how to run it again."""
     own = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in notebooks.STANDARD}
-    options = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in own.items())
+    options = "".join(f" -p {name} {shlex.quote(one_line(value))}" for name, value in own.items())
     word = _word(values["dataset"])
     source = word if word in DATASETS else f"path/to/{word}"
     return (
@@ -163,7 +173,8 @@ def _origin_box(stages: list[dict[str, Any]]) -> str:
 
 
 def _word(dataset: str) -> str:
-    return dataset if dataset in DATASETS else Path(dataset).name
+    """Name a data set on a page: a folder without the path to it, and without what a page would read as markup."""
+    return dataset if dataset in DATASETS else re.sub(r"[^\w .,-]", "_", Path(dataset).name)
 
 
 def save_outputs(book: Book) -> None:

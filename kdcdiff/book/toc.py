@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kdcdiff.errors import check
+from kdcdiff.errors import UserError, check
 
 
 def slug(path: Path) -> str:
@@ -60,7 +60,13 @@ class Book:
         toc = self.root / "_toc.yml"
         check(toc.is_file(), "root", str(self.root), "must be a book's folder, with a _toc.yml")
         pages: dict[str, Page] = {}
-        for entry in _entries(yaml.safe_load(toc.read_text())):
+        try:
+            listed = list(_entries(yaml.safe_load(toc.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise UserError(f"_toc.yml={str(toc)!r}: cannot be read as YAML ({str(error)[:200]})") from None
+        for entry in listed:
+            inside = not Path(entry).is_absolute() and ".." not in Path(entry).parts
+            check(inside, "_toc.yml", entry, "must be a page of the book's own folder")
             stem = entry.removesuffix(".ipynb").removesuffix(".md")
             found = [Path(stem + suffix) for suffix in (".ipynb", ".md") if (self.root / (stem + suffix)).is_file()]
             check(bool(found), "_toc.yml", entry, "no such notebook or page")

@@ -14,10 +14,10 @@ from kdcdiff.data.names import checked_dataset
 from kdcdiff.errors import UserError, check
 from kdcdiff.models import variants
 from kdcdiff.models.shipped import find_pipeline
+from kdcdiff.process import DEVICES, use_device
 
 Type = Callable[[str], Any]  # of an option: its words -> its value
 DATASETS = "flora, oxford-102 or an image folder with train and test"
-DEVICES = ("cpu", "cuda")
 
 
 class Parser(argparse.ArgumentParser):
@@ -102,6 +102,11 @@ variant = refusing(variants.variant)
 dataset = refusing(checked_dataset)
 
 
+def add_resolution(parser: argparse.ArgumentParser, what: str, default: str) -> None:
+    """Add ``--resolution``, the side of `what` in pixels; left out it is `default`."""
+    parser.add_argument("--resolution", type=whole(8), metavar="PIXELS", help=f"side of {what} (default: {default})")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, which `device_of` reads."""
     parser.add_argument("--device", type=one_of(*DEVICES), help="cpu or cuda (default: the GPU where there is one)")
@@ -109,8 +114,4 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def device_of(args: argparse.Namespace) -> str:
     """Return the device to place models on: ``--device``, or the GPU where there is one. UserError: no GPU here."""
-    import torch
-
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    check(args.device in (None, "cpu", found), "device", args.device, "must be cpu here: no GPU is visible")
-    return args.device or found
+    return use_device(args.device)

@@ -17,10 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     generated = "folder of generated images; prompts and classes from its metadata.csv"
     add("generated", type=arguments.folder, help=generated)
-    add("real", type=arguments.folder, help="folder of real images of the same size")
+    add("real", type=arguments.folder, help="folder of real images; of the same size unless --resolution is given")
     extractors = f"{', '.join(EXTRACTORS)} (default: %(default)s, the in-domain one)"
     add("--extractor", type=one_of(*EXTRACTORS), default="flora", help=extractors)
     add("--weights", help="folder of a published extractor's safetensors and checksums.json")
+    arguments.add_resolution(
+        parser, "the centre squares to which all images are brought", "their own, which must be one"
+    )
     add("--batch-size", type=whole(1), default=256, help="images at a time (default: %(default)s)")
     arguments.add_device(parser)
     add("--json", type=Path, help="also write the scores to this file")
@@ -38,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from kdcdiff.models.pipeline import load_clip
 
     device = arguments.device_of(args)
-    generated, real = (ImageFolder(folder, args.batch_size) for folder in (args.generated, args.real))
+    read = {"batch_size": args.batch_size, "size": args.resolution}
+    generated, real = (ImageFolder(folder, **read) for folder in (args.generated, args.real))
     own: dict[str, object] = {}
     if args.extractor == "flora":
         classifier = load_classifier().to(device)

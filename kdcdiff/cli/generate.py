@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=arguments.weight, default=5.0, help=guidance)
     add("--scheduler", help="a diffusers scheduler, such as DPMSolverMultistep (default: the pipeline's own)")
     add("--negative-prompt", help="what the pictures are guided away from")
-    add("--batch-size", type=whole(1), default=50, help="pictures at a time (default: %(default)s)")
+    arguments.add_resolution(parser, "the pictures", "what the pipeline was trained on")
+    add("--batch-size", type=whole(1), help="pictures at a time (default: as memory allows, 50 at most)")
     arguments.add_device(parser)
 
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         scheduler=args.scheduler,
         negative_prompt=args.negative_prompt,
         batch_size=args.batch_size,
+        resolution=args.resolution,
     )
     print(f"{len(asked)} pictures in {args.out}, {drawn} of them drawn now on {device}")
     return 0

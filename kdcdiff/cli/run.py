@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdcdiff.cli import arguments
 from kdcdiff.errors import check
 from kdcdiff.experiments import profiles
+
+if TYPE_CHECKING:
+    from kdcdiff.book.toc import Book
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--profile", type=profile, default="mini", help=f"{', '.join(profiles.PROFILES)} (default: %(default)s)")
     add("--dataset", type=arguments.dataset, default="flora", help=f"{arguments.DATASETS} (default: %(default)s)")
     add("--seed", type=arguments.seed, default=0, help="default: %(default)s")
+    arguments.add_device(parser)
     add("--artifacts", default="artifacts", help="the store's folder (default: %(default)s)")
     add("--only", action="append", metavar="CHAPTER", help="a chapter to run, e.g. surgery; may be repeated")
     own = "a notebook parameter, for every chapter that has it; may be repeated"
@@ -26,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=arguments.positive, help="seconds that one cell may take (default: four hours)")
     add("--force", action="store_true", help="run chapters that are up to date as well")
     add("--save-outputs", action="store_true", help="write the outputs back into the notebooks, to be committed")
+    dry = "print what the run would make, fetch, weigh and take, and do nothing"
+    add("--dry-run", action="store_true", help=dry)
     add("--root", default=".", help="the book's folder (default: the working folder)")
 
 
@@ -40,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
     book = Book(Path(args.root).resolve())
     for name, _ in args.own:
         check(name not in notebooks.STANDARD, "-p", name, f"use --{name}")
+    if args.dry_run:
+        print(_planned(args, book))
+        return 0
+    arguments.device_of(args)  # the kernels see it as well
     start = time.perf_counter()
     try:
         executed = runner.run(
@@ -67,3 +79,22 @@ def run(args: argparse.Namespace) -> int:
         f"executed copies: {book.staged}"
     )
     return 0
+
+
+def _planned(args: argparse.Namespace, book: Book) -> str:
+    """Lay out what the run would make. UserError: a parameter that is no size of the profile's."""
+    from kdcdiff.experiments.plan import plan_run
+    from kdcdiff.process import use_device
+
+    sizes = profiles.get(args.profile, **{name: _literal(value) for name, value in args.own})
+    rates = json.loads((book.root / "book" / "results" / "rates.json").read_text(encoding="utf-8"))
+    device = args.device or use_device()  # a GPU may be planned for where there is none
+    return plan_run(sizes, args.dataset, seed=args.seed, device=device, rates=rates).report()
+
+
+def _literal(text: str) -> object:
+    """Read a number, a list or None as Python writes them; anything else is a word."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

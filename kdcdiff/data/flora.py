@@ -22,6 +22,7 @@ from kdcdiff.errors import check
 
 Colour = tuple[float, float, float]
 SUPERSAMPLE = 4
+SIDE = 64  # of a picture in pixels, unless another is asked for
 
 COLOURS: dict[str, Colour] = {
     "white": (0.96, 0.95, 0.93),
@@ -560,7 +561,7 @@ def _caption(rng: np.random.Generator, species: Species, colour: str, background
     return caption.replace("a orange", "an orange").replace("a iris", "an iris")
 
 
-def draw(name: str, index: int, seed: int = 0, size: int = 64) -> Picture:
+def draw(name: str, index: int, seed: int = 0, size: int = SIDE) -> Picture:
     """Picture `index` of class `name`; a pure function of its arguments.
 
     Training and test pictures differ in `seed` alone (`data.flora` uses disjoint streams).

@@ -49,6 +49,12 @@ class ImageSet:
         """Take the pictures of these classes; `classes` stays whole, so labels keep their meaning."""
         return self.subset(rows_of(self.labels, self.classes, names))
 
+    def resized(self, side: int) -> ImageSet:
+        """Bring the pictures to another size; masks are dropped where that changes anything."""
+        if self.images.shape[-2:] == (side, side):
+            return self
+        return replace(self, images=resize(self.images, side), masks=None)
+
     def views(self, count: int, seed: int) -> ImageSet:
         """Make `count` views of each picture: itself, then random crops of 80 % to all of its side, half flipped.
 
@@ -87,6 +93,13 @@ class ImageSet:
         return cls(**fields)
 
 
+def joined(one: ImageSet, other: ImageSet) -> ImageSet:
+    """Put two sets of different classes together, `one` first; masks are dropped."""
+    labels = torch.cat([one.labels, other.labels + len(one.classes)])
+    images, captions = torch.cat([one.images, other.images]), one.captions + other.captions
+    return ImageSet(images, labels, captions, one.classes + other.classes)
+
+
 def rows_of(labels: Tensor, classes: Sequence[str], names: Sequence[str]) -> Tensor:
     """Return the numbers, (n,) int64, of the rows whose class is one of `names`. UserError: a name not in `classes`."""
     for name in names:
@@ -103,6 +116,12 @@ def caption_of(name: str) -> str:
     """Fill in the caption template: ``a photo of a red admiral``, with the article that the name wants."""
     name = words_of(name)
     return f"a photo of {'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+def resize(images: Tensor, side: int) -> Tensor:
+    """Bring pictures (N, 3, H, W) uint8 to (N, 3, side, side), bicubic and antialiased, a few at a time."""
+    parts = (F.interpolate(part.float(), (side, side), mode="bicubic", antialias=True) for part in images.split(64))
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
 Images = Tensor | Iterable[Tensor]  # (N, 3, H, W) uint8, whole or in batches

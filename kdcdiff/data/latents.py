@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kdcdiff.data.image_set import ImageSet, rows_of
-from kdcdiff.models.pipeline import tokenize
-from kdcdiff.provenance import sha256_weights
+from kdcdiff.models.noise import noised, velocity
+from kdcdiff.models.pipeline import down_sampling, tokenize
+from kdcdiff.process import computing
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -33,40 +34,49 @@ def draw_rows(count: int, size: int, generator: torch.Generator) -> Tensor:
     return torch.randint(size, (count,), generator=generator)
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """Encode `images` (N, 3, H, W) uint8: mean and standard deviation of their scaled latents, each (N, C, h, w)."""
-    posteriors = [vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist for part in images.split(batch)]
-    scale = vae.config.scaling_factor
-    mean, std = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
-    return mean.contiguous() * scale, std.contiguous() * scale
+PIXELS = {"cuda": 2**23}  # at once through an autoencoder: its widest activations are hundreds of bytes a pixel
+PIXELS_ELSEWHERE = 2**18
 
 
-class Origin(NamedTuple):
-    """Where latents come from: those of another autoencoder, or scaled otherwise, mean something else."""
-
-    autoencoder: str
-    scaling_factor: float
-
-
-def origin_of(vae: AutoencoderKL) -> Origin:
-    """Say what makes this autoencoder's latents its own: a checksum of its weights, and its scaling factor."""
-    return Origin(sha256_weights(vae.state_dict())[:16], vae.config.scaling_factor)
+def at_once(pixels: int, device: torch.device) -> int:
+    """Say how many pictures of so many pixels each go through an autoencoder together on a device."""
+    return max(1, PIXELS.get(device.type, PIXELS_ELSEWHERE) // pixels)
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
-    """Decode scaled `latents` (N, C, h, w) to images (N, 3, H, W) uint8."""
+def encode(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode `images` (N, 3, H, W) uint8: mean and standard deviation of their scaled latents.
+
+    Each is (N, C, h, w) float32 on the CPU, wherever the autoencoder is and in whatever dtype it computes.
+    """
+    means, stds = [], []
+    for part in images.split(at_once(images.shape[-2] * images.shape[-1], vae.device)):
+        with computing(vae.device):
+            posterior = vae.encode(to_signed(part).to(vae.device, vae.dtype)).latent_dist
+        means.append(posterior.mean.float().cpu())
+        stds.append(posterior.std.float().cpu())
     scale = vae.config.scaling_factor
-    parts = [vae.decode(part.to(vae.device, vae.dtype) / scale).sample for part in latents.split(batch)]
-    return ((torch.cat(parts).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    return torch.cat(means).contiguous() * scale, torch.cat(stds).contiguous() * scale
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Decode scaled `latents` (N, C, h, w) to images (N, 3, H, W) uint8 on the CPU."""
+    scale, images = vae.config.scaling_factor, []
+    pixels = latents.shape[-2] * latents.shape[-1] * down_sampling(vae) ** 2
+    for part in latents.split(at_once(pixels, vae.device)):
+        with computing(vae.device):
+            decoded = vae.decode(part.to(vae.device, vae.dtype) / scale).sample
+        images.append(((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
+    return torch.cat(images).contiguous()
 
 
 @torch.no_grad()
 def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Embed captions to (N, tokens, width): the last hidden state, as Stable Diffusion reads it."""
+    """Embed captions to (N, tokens, width) float32 on the CPU: the last hidden state, as Stable Diffusion reads it."""
     tokens = tokenize(tokenizer, captions).split(256)
-    return torch.cat([text_encoder(part.to(text_encoder.device))[0] for part in tokens])
+    with computing(text_encoder.device):
+        return torch.cat([text_encoder(part.to(text_encoder.device))[0].float().cpu() for part in tokens])
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,10 @@ class LatentSet:
         """Draw the latents of `rows` once, (len(rows), C, h, w)."""
         return self.mean[rows] + self.std[rows] * torch.randn(len(rows), *self.mean.shape[1:], generator=generator)
 
+    def prompts_of(self, rows: Tensor, keep: Tensor) -> Tensor:
+        """Take the embeddings of the captions of `rows`, (n, tokens, width); the empty one's where `keep` is False."""
+        return self.prompts[self.captions[rows] * keep]
+
     def save(self, folder: Path) -> None:
         """Write the cache to `folder`, as safetensors and JSON."""
         tensors = {name: getattr(self, name).contiguous() for name in ("mean", "std", "labels", "captions", "prompts")}
@@ -111,8 +125,16 @@ class LatentSet:
         return cls(**fields)
 
 
+class Rows(Protocol):
+    """What training draws from: a `LatentSet`, or `kdcdiff.data.shards.ShardedLatents`."""
+
+    def __len__(self) -> int: ...
+    def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor: ...
+    def prompts_of(self, rows: Tensor, keep: Tensor) -> Tensor: ...
+
+
 def encode_set(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:
-    """Encode pictures and captions by `pipeline`'s autoencoder and text encoder."""
+    """Encode pictures and captions by `pipeline`'s autoencoder and text encoder: float32, on the CPU."""
     mean, std = encode(pipeline.vae, images.images)
     texts = ("", *sorted(set(images.captions)))
     place = {text: i for i, text in enumerate(texts)}
@@ -147,10 +169,10 @@ def add_noise(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator
     """Noise `clean` (N, C, h, w) to random timesteps; the target is what the scheduler's prediction type asks for."""
     noise = torch.randn(clean.shape, generator=generator)
     timestep = draw_rows(len(clean), scheduler.config.num_train_timesteps, generator)
-    noisy = scheduler.add_noise(clean, noise, timestep)
+    noisy = noised(scheduler, clean, noise, timestep)
     targets = {
         "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(clean, noise, timestep),
+        "v_prediction": lambda: velocity(scheduler, clean, noise, timestep),
         "sample": lambda: clean,
     }
     target = targets[scheduler.config.prediction_type]()
@@ -158,9 +180,9 @@ def add_noise(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator
 
 
 def denoising_batch(
-    latents: LatentSet, rows: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, dropout: float = 0.1
+    latents: Rows, rows: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, dropout: float = 0.1
 ) -> DenoisingBatch:
     """Make a training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
     keep = torch.rand(len(rows), generator=generator) >= dropout
-    clean, prompt = latents.sample(rows, generator), latents.prompts[latents.captions[rows] * keep]
-    return add_noise(clean, prompt, scheduler, generator)
+    clean = latents.sample(rows, generator)
+    return add_noise(clean, latents.prompts_of(rows, keep), scheduler, generator)

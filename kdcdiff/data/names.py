@@ -14,7 +14,7 @@ def checked_dataset(dataset: str) -> str:
     if dataset in DATASETS:
         return dataset
     allowed = f"must be {', '.join(DATASETS)}, or the path of an existing image folder"
-    check(isinstance(dataset, str) and dataset != "", "dataset", dataset, allowed)
+    check(isinstance(dataset, str) and dataset != "" and "\0" not in dataset, "dataset", dataset, allowed)
     folder = Path(dataset).expanduser().resolve()
     check(folder.is_dir(), "dataset", dataset, allowed)
     filled = any(folder.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +24,10 @@ SPLITS = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  
 MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is refused
 LEAST_IMAGES = 8  # training images that a class needs
 TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
-SIDE = 64  # of the square pictures, in pixels, unless the caller says otherwise
 
 
 def load_flora(
-    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = SIDE, progress: bool = True
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = flora.SIDE, progress: bool = True
 ) -> ImageSet:
     """Draw `per_class` pictures of each class, class after class, (N, 3, size, size), with the subjects' masks."""
     offset = {"train": 0, "test": TEST_OFFSET}[split]
@@ -47,8 +47,13 @@ def load_flora(
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """Find the folder of a split: ``root/train``, ``root/test`` or what it may be called."""
+    """Find the folder of a split: ``root/train``, ``root/test`` or what it may be called.
+
+    Where nothing is split, `root` itself is the training split.
+    """
     check(root.is_dir(), "dataset", str(root), "must be flora, oxford-102 or an existing image folder")
+    if split == "train" and not any((root / name).is_dir() for names in SPLITS.values() for name in names):
+        return root  # class folders alone, with nothing held out
     for name in SPLITS[split]:
         if (root / name).is_dir():
             return root / name
@@ -58,7 +63,7 @@ def split_folder(root: Path, split: str) -> Path:
 def folder_classes(root: Path, least: int = 1) -> list[str]:
     """Name the classes that both splits have, sorted. UserError: none, or fewer than `least` training images of one."""
     counts = {
-        split: {d.name: len(image_files(d)) for d in split_folder(root, split).iterdir() if d.is_dir()}
+        split: {d.name: len(image_files(d, root=root)) for d in split_folder(root, split).iterdir() if d.is_dir()}
         for split in SPLITS
     }
     train, test = counts["train"], counts["test"]
@@ -78,9 +83,11 @@ def folder_captions(folder: Path) -> dict[str, str]:
 
 
 def load_folder(
-    root: Path, split: str, classes: Sequence[str], per_class: int, size: int = SIDE, progress: bool = True
+    root: Path, split: str, classes: Sequence[str], per_class: int, size: int, progress: bool = True
 ) -> ImageSet:
-    """Read up to `per_class` images of each class folder, centre-cropped; unreadable ones are named and skipped.
+    """Read up to `per_class` images of each class folder as centre squares, `size` pixels wide and high.
+
+    Unreadable ones are named and skipped.
 
     Raises `UserError` where more than 5 % of the images cannot be read, or a class is left without any.
     """
@@ -88,7 +95,7 @@ def load_folder(
     for name in classes:
         check((folder / name).is_dir(), "class", name, f"must be a folder of {folder}")
     texts = folder_captions(folder)
-    files = [f for name in classes for f in image_files(folder / name)[:per_class]]
+    files = [f for name in classes for f in image_files(folder / name, root=root)[:per_class]]
     images = np.empty((len(files), size, size, 3), np.uint8)
     read: list[Path] = []
     unreadable: list[str] = []
@@ -145,7 +152,7 @@ def oxford_102(root: Path = DOWNLOADS) -> Path:
             for path, label in zip(part._image_files, part._labels, strict=True):
                 link = partial / split / part.classes[label] / path.name
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
+                os.link(path, link)  # not a symbolic one: none may leave an image folder
     partial.rename(folder)
     return folder
 
@@ -168,7 +175,7 @@ def _flora_checksum(classes: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name: which classes it has, and how to get their pictures, `size` pixels wide and high.
+    """A data set by name: which classes it has, and how to get their pictures.
 
     `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come later, one by
     one.
@@ -179,29 +186,28 @@ class Source:
     base: tuple[str, ...]
     novel: tuple[str, ...]
     seed: int = 0
-    size: int = SIDE
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.base + self.novel
 
-    def load(self, split: str, classes: Sequence[str], per_class: int) -> ImageSet:
-        """Get up to `per_class` pictures of each of these classes, from ``train`` or ``test``."""
+    def load(self, split: str, classes: Sequence[str], per_class: int, size: int) -> ImageSet:
+        """Get up to `per_class` pictures of each of these classes, `size` pixels wide and high, of a split."""
         if self.root is None:
-            return load_flora(split, classes, per_class, self.seed, self.size)
-        return load_folder(self.root, split, classes, per_class, self.size)
+            return load_flora(split, classes, per_class, self.seed, size)
+        return load_folder(self.root, split, classes, per_class, size)
 
     def checksum(self) -> str:
         """Name the files of a folder, wherever it lies, or flora's first pictures; what a stage takes from outside.
 
-        `seed` and `size` are no part of it: they are settings.
+        `seed` is no part of it: it is a setting.
         """
         if self.root is None:
             return _flora_checksum(self.classes)
         digest = hashlib.sha256()
         for split in SPLITS:
             folder = split_folder(self.root, split)
-            for f in (f for name in self.classes for f in image_files(folder / name)):
+            for f in (f for name in self.classes for f in image_files(folder / name, root=self.root)):
                 about = f.stat()
                 own = _file_checksum(f, about.st_size, about.st_mtime_ns)
                 digest.update(f"{split}/{f.parent.name}/{f.name}:{own}\n".encode())
@@ -209,17 +215,30 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(name: str, classes: int | None = None, seed: int = 0, size: int = SIDE) -> Source:
+def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
     """Open the data set `name`: ``flora``, ``oxford-102``, or an image folder with ``train`` and ``test``.
 
     `classes` takes the first so many of a folder's classes (None: all); three in five of them are base, the rest novel.
     """
     if name == "flora":
-        return Source("flora", None, flora.BASE, flora.NOVEL, seed, size)
+        return Source("flora", None, flora.BASE, flora.NOVEL, seed)
     root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
     names = folder_classes(root, LEAST_IMAGES)
     ok = classes is None or 4 <= classes <= len(names)
     check(ok, "classes", classes, f"must be between 4 and {len(names)} for {name}")
     names = names[:classes]
     split = (3 * len(names) + 4) // 5
-    return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed, size)
+    return Source(root.name, root, tuple(names[:split]), tuple(names[split:]), seed)
+
+
+def open_training(name: str) -> Source:
+    """Open what only training pictures are wanted of: class folders, with or without ``train``; all are novel.
+
+    Flora's classes stay base and novel, for its shipped student has seen the base ones.
+    """
+    if name == "flora":
+        return open_source(name)
+    root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
+    names = sorted(d.name for d in split_folder(root, "train").iterdir() if d.is_dir() and image_files(d))
+    check(bool(names), "dataset", str(root), "must hold class folders with images")
+    return Source(root.name, root, (), tuple(names))

@@ -25,6 +25,7 @@ from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, over_seeds
 from kdcdiff.models import surgery
+from kdcdiff.process import computing
 from kdcdiff.store import Artifact
 from kdcdiff.training.distill import distill_together
 from kdcdiff.training.losses import BKSDMLoss, DistillationLoss, KDCLoss
@@ -99,7 +100,8 @@ def heldout_errors(
     for rows in torch.arange(len(latents)).split(batch):
         data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
         inputs = (data.noisy, data.timestep, data.prompt)
-        made, wanted = (net(*inputs, return_dict=False)[0] for net in (unet, teacher))
+        with computing(unet.device):
+            made, wanted = (net(*inputs, return_dict=False)[0].float() for net in (unet, teacher))
         sums += [((made - other) ** 2).mean().item() * len(rows) for other in (data.target, wanted)]
     error, distance = sums / len(latents)
     return float(error), float(distance)
@@ -116,7 +118,8 @@ def errors_by_timestep(
     errors, steps = [], []
     for rows in torch.arange(len(latents)).repeat(max(1, samples // len(latents))).split(250):
         data = denoising_batch(latents, rows, scheduler, generator, dropout=0.0).to(unet.device)
-        made = unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        with computing(unet.device):
+            made = unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0].float()
         errors.append((made - data.target).square().mean((1, 2, 3)).cpu())
         steps.append(data.timestep.cpu())
     band = torch.bucketize(torch.cat(steps), edges[1:-1], right=True)

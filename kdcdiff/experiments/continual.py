@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcdiff.data.image_set import ImageSet
-from kdcdiff.data.latents import LatentSet, encode, encode_set, origin_of
+from kdcdiff.data.latents import LatentSet, encode, encode_set
+from kdcdiff.data.origin import origin_of
 from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.run import Run
@@ -168,7 +169,7 @@ MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no fo
 
 def as_many_bytes(run: Run) -> int:
     """How many raw pictures weigh what the memory's latents do, in half precision."""
-    latent, picture = stages.latents(run).mean[0].numel() * 2, 3 * run.source.size**2
+    latent, picture = stages.latents(run).mean[0].numel() * 2, 3 * run.resolution**2
     return max(1, round(run.profile.capacity * latent / picture))
 
 

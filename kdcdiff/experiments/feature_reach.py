@@ -18,6 +18,7 @@ def stage_distances(
     student: UNet2DConditionModel, teacher: UNet2DConditionModel, data: DenoisingBatch
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Each shared stage's squared distance (with its graph, for `gradient_reach`), and the teacher's mean square."""
+    data = data.to(student.device)
     with Taps(student, teacher) as taps:
         with torch.no_grad():
             teacher(data.noisy, data.timestep, data.prompt)

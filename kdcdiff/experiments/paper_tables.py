@@ -25,7 +25,8 @@ from diffusers import StableDiffusionPipeline
 from kdcdiff.claims import tables
 from kdcdiff.data import flora
 from kdcdiff.data.image_set import ImageSet
-from kdcdiff.data.latents import encode_set, origin_of
+from kdcdiff.data.latents import encode_set
+from kdcdiff.data.origin import origin_of
 from kdcdiff.data.styles import STYLES, styled
 from kdcdiff.experiments import paper_models, parallel, stages
 from kdcdiff.experiments.run import Run
@@ -35,7 +36,7 @@ from kdcdiff.metrics.extractors import Clip, features, perceptual
 from kdcdiff.metrics.fid_kid import extract, frechet, kid
 from kdcdiff.metrics.similarity import clip_score, lpips_cross
 from kdcdiff.models import surgery
-from kdcdiff.models.pipeline import load_pipeline
+from kdcdiff.models.pipeline import at_resolution, load_pipeline
 from kdcdiff.store import Artifact
 from kdcdiff.training import continual
 from kdcdiff.training.components import train_unet
@@ -143,7 +144,7 @@ def role_artifact(run: Run, name: str) -> Artifact | None:
 def role(run: Run, name: str) -> StableDiffusionPipeline:
     """The pipeline in the role `name`: the base model, a stand-in, or the hub's own."""
     if not run.profile.style_steps:
-        return run.place(load_pipeline(paper_models.named(_roles(run)[name]).source))
+        return run.place(at_resolution(load_pipeline(paper_models.named(_roles(run)[name]).source), run.resolution))
     pipeline, artifact = stages.teacher(run), role_artifact(run, name)
     if name != BASE and artifact is not None:
         folder = artifact / "unet"

@@ -1,8 +1,8 @@
 """Independent stages made side by side, one process of one thread each.
 
 A step of the small stack spends its time between kernels and not in them: at batch 16 a second thread saves a tenth of
-it, while two processes of one thread each do nearly twice the work of one. A GPU is shared by nobody: there the stages
-are made in turn, by whoever asks for them.
+it, while two processes of one thread each do nearly twice the work of one. A GPU is shared by nobody: where there are
+several each has a worker of its own, and where there is one the stages are made in turn, by whoever asks for them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the run
 
 
 def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], describe: str = "") -> None:
-    """Make `stage(run, *args, **named)` for each of `calls`, in the profile's number of processes.
+    """Make `stage(run, *args, **named)` for each of `calls`: a process for each GPU, or the profile's number on a CPU.
 
     What they return is dropped: `stage` keeps its result in the store, where the next call finds it. `stage` must be
     importable. The first error is raised and ends the rest.
     """
     listed = list(calls)
-    count = min(run.profile.processes or len(os.sched_getaffinity(0)), len(listed))
-    if run.device != "cpu" or count < 2:
+    gpus = _gpus() if run.device == "cuda" else []
+    most = len(gpus) if run.device == "cuda" else run.profile.processes or len(os.sched_getaffinity(0))
+    count = min(most, len(listed))
+    if count < 2:
         return
+    spawned = multiprocessing.get_context("spawn")
+    free = spawned.SimpleQueue()
+    for gpu in gpus:
+        free.put(gpu)
     words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin) as pool:
+    with ProcessPoolExecutor(count, spawned, _begin, (free if gpus else None,)) as pool:
         futures = [pool.submit(_one, stage, words, run.store.root, *call) for call in listed]
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc=describe or stage.__name__):
@@ -46,8 +53,21 @@ def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], descr
             raise
 
 
-def _begin() -> None:
-    """Make a worker: silent, of one thread, and gone when its parent is."""
+def _gpus() -> list[str]:
+    """List the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _begin(gpus: SimpleQueue[str] | None) -> None:
+    """Make a worker: silent, of one thread, with one of `gpus` to itself where there are any, gone when its parent is.
+
+    Which GPU must be said before torch looks for them.
+    """
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the bars of all workers would overwrite each other
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -14,10 +14,13 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from kdcdiff.errors import UserError, check
+from kdcdiff.models.shipped import find_pipeline
+from kdcdiff.models.variants import variant
 
 
 def _size(
@@ -26,9 +29,13 @@ def _size(
     high: float | None = None,
     *,
     choices: tuple[Any, ...] | None = None,
+    known: Callable[[str], object] = str,
 ) -> Any:
-    """A field with its `mini` value, and what an override may be: a range (ends in), or a list of choices."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices})
+    """A field with its `mini` value, and what an override may be: a range (ends in), choices, or what `known` takes.
+
+    `known` raises UserError for anything else.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "choices": choices, "known": known})
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class Profile:
     processes: int = _size(0, 0)  # for trainings that do not depend on each other; 0: one for each core
 
     # data
+    resolution: int | None = _size(None, 16)  # side of the pictures in pixels; None: the teacher's own
+    judge_size: int = _size(64, 16)  # side at which an image folder's classifier sees pictures that are larger
     classes: int | None = _size(None, 4)  # classes of an image folder, the first by name; None: all
     train_images: int = _size(160, 8)  # training pictures per class; a folder may have fewer
     test_images: int = _size(50, 2)  # held-out pictures per class
 
     # teacher
-    teacher: str = _size("flora")  # the pipeline's name (kdcdiff.stack), a folder, or a hub id
+    teacher: str = _size("flora", known=find_pipeline)  # a pipeline's name, a folder, or a hub id
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
     classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
@@ -54,7 +63,7 @@ class Profile:
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
-    variant: str = _size("kdc-described")  # of kdcdiff.surgery.VARIANTS
+    variant: str = _size("kdc-described", known=variant)
     distill_steps: int = _size(700, 1)
     comparison_steps: int = _size(300, 1)  # of each other student that it is compared with
     distill_batch: int = _size(32, 1)
@@ -86,7 +95,7 @@ class Profile:
     continual_sampler_steps: int = _size(10, 1, 1000)
     capacity: int = _size(128, 1)  # latents in the replay buffer in all: a tenth of the novel pictures
     capacities: tuple[int, ...] = _size((8, 1280), 1)  # others that it is compared with: from one a class to all
-    policy: str = _size("reservoir")  # of kdcdiff.replay.POLICIES
+    policy: str = _size("reservoir", choices=("reservoir", "ring", "herding", "uniform"))  # of the replay buffer
 
     # the papers' tables with stand-ins
     style_steps: int = _size(100, 0)  # of fine-tuning each stand-in; 0: the hub's own models instead
@@ -179,6 +188,44 @@ PROFILES = {
     ),
 }
 
+_NONE = "ours: KDC-Diff prints no value"
+_OURS = "ours: the papers have no such run"
+_BK_SETUP = "BK-SDM, implementation details"
+SOURCES = {  # field -> where the value of `paper` comes from
+    "processes": "ours: one for each core or GPU",
+    "resolution": "KDC-Diff, section 3: 512x512; SD-2's own is the teacher's",
+    "judge_size": "ours: KDC-Diff reads pictures by published networks alone",
+    "classes": "KDC-Diff, section 3: all of its data sets",
+    "train_images": "ours: more than a class of either data set has, so all",
+    "test_images": "ours: more than most classes of either data set have",
+    "teacher": "KDC-Diff, Table 1: v1.5 is among its baselines; BK-SDM cuts v1.4",
+    "autoencoder_steps": "neither paper trains an autoencoder",
+    "teacher_steps": _OURS,
+    "classifier_steps": _OURS,
+    "latency_side": "BK-SDM, Table 3: a 512x512 picture",
+    "variant": "KDC-Diff, section 2.1: the network that its text describes",
+    "distill_steps": _BK_SETUP + ": 50K iterations; KDC-Diff prints none",
+    "comparison_steps": "ours: as long as the students that they stand beside",
+    "distill_batch": "BK-SDM's Table 5: batch size 64; KDC-Diff trains at 1, BK-SDM's main models at 256",
+    "learning_rate": "both: 5e-5 (KDC-Diff, section 3; BK-SDM, implementation details)",
+    "alpha": _NONE, "beta": _NONE, "gamma": _NONE, "temperature": _NONE,
+    "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
+    "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
+    "continual_classes": "KDC-Diff, section 3: 102 and 100 classes",
+    "continual_seeds": _OURS,
+    "continual_steps": _NONE, "continual_batch": "ours: KDC-Diff trains at batch 1",
+    "continual_rate": "KDC-Diff, section 3: 5e-5",
+    "continual_ema": _NONE, "continual_images": _OURS,
+    "continual_sampler_steps": _BK_SETUP + ": 25 denoising steps",
+    "capacity": _NONE, "capacities": _OURS, "policy": _NONE,
+    "style_steps": "KDC-Diff, Table 1: the ten models themselves",
+    "pair_steps": _NONE, "table_steps": _NONE, "table_seeds": _OURS, "table_images": _NONE,
+    "table_subject": "KDC-Diff, section 3: flowers and butterflies",
+    "generated_images": _NONE,
+    "sampler_steps": _BK_SETUP + ": 25 denoising steps",
+    "guidance": _BK_SETUP + ": 7.5",
+}  # fmt: skip
+
 
 def get(name: str, /, **overrides: Any) -> Profile:
     """The profile `name` with fields overridden; an override of None keeps the profile's own value.
@@ -220,6 +267,7 @@ def _checked(name: str, field: dataclasses.Field[Any], kind: Any, value: Any) ->
         check(math.isfinite(value), name, value, expected)
     inside = (low is None or value >= low) and (high is None or value <= high)
     check(inside and (not choices or value in choices), name, value, expected)
+    field.metadata["known"](value)
     return value
 
 

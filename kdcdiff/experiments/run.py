@@ -21,7 +21,8 @@ from kdcdiff.data.sources import Source, open_source
 from kdcdiff.errors import check
 from kdcdiff.experiments import profiles
 from kdcdiff.experiments.profiles import Profile
-from kdcdiff.process import keep_memory
+from kdcdiff.models.unet_files import read_resolution
+from kdcdiff.process import compute_dtype, keep_memory, use_device
 from kdcdiff.store import Artifact, Store
 
 
@@ -40,13 +41,23 @@ class Run:
         """The data set, with its base and novel classes."""
         return open_source(self.dataset, self.profile.classes)
 
+    @cached_property
+    def resolution(self) -> int:
+        """The side of the pictures in pixels: the profile's, or that which the teacher was trained on."""
+        return self.profile.resolution or read_resolution(self.profile.teacher)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the run's arithmetic; weights are in float32."""
+        return compute_dtype(self.device)
+
     @property
     def dataset_word(self) -> str:
         """The data set's name, without the folder that it lies in."""
         return self.dataset if self.dataset in DATASETS else Path(self.dataset).name
 
     def place(self, model: Any) -> Any:
-        """Move a module or a pipeline to the run's device; the one place that does."""
+        """Move a module or a pipeline to the run's device; the one place that does, and all else follows it."""
         return model.to(self.device)
 
 
@@ -63,8 +74,9 @@ def open_run(
 ) -> Run:
     """Check everything, seed the global generators, and open the store.
 
-    `sizes` are fields of `Profile` and override it; None keeps the profile's own. `device` is the GPU where there is
-    one. UserError: an unknown profile, data set or size, a value out of range, a store that cannot be written.
+    `sizes` are fields of `Profile` and override it; None keeps the profile's own. `device` is as `process.use_device`
+    has it. UserError: an unknown profile, data set, size or device, a value out of range, a store that cannot be
+    written.
     """
     chosen, dataset, seed = profiles.get(profile, **sizes), checked_dataset(dataset), checked_seed(seed)
     store = Store(artifacts, on_use=on_use, say=say)
@@ -72,7 +84,7 @@ def open_run(
     random.seed(seed)  # against code that draws without a generator of its own
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Run(chosen, dataset, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"), store)
+    return Run(chosen, dataset, seed, use_device(device), store)
 
 
 def checked_seed(seed: int) -> int:

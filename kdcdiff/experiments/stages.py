@@ -26,7 +26,7 @@ from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, ratio
 from kdcdiff.models import influence, surgery, timing
 from kdcdiff.models.classifier import Classifier, load_classifier, save_classifier
-from kdcdiff.models.pipeline import load_clip, load_pipeline, train_tokenizer
+from kdcdiff.models.pipeline import IMAGE_SIZE, at_resolution, load_clip, load_pipeline, train_tokenizer
 from kdcdiff.models.shipped import assets_key
 from kdcdiff.sampling import generate as sampling
 from kdcdiff.store import Artifact
@@ -44,8 +44,9 @@ def made(**artifacts: Artifact | None) -> dict[str, Artifact]:
 
 def external_inputs(run: Run) -> dict[str, str]:
     """What a stage that reads a model names as its outside input: the shipped files, and any other teacher."""
-    name = run.profile.teacher
-    return {"assets": assets_key()} | ({} if name == "flora" else {"teacher": name})
+    name, own = run.profile.teacher, run.profile.resolution
+    named = {} if name == "flora" else {"teacher": name}
+    return {"assets": assets_key()} | named | ({} if own is None else {"resolution": str(own)})
 
 
 # --- images and latents --------------------------------------------------------------------------------------
@@ -54,11 +55,13 @@ def external_inputs(run: Run) -> dict[str, str]:
 def images_artifact(run: Run, split: str) -> Artifact:
     """The stage behind `images`."""
 
-    def make(folder: Path, *, split: str, classes: Sequence[str], count: int) -> None:
-        run.source.load(split, classes, count).save(folder)
+    def make(folder: Path, *, split: str, classes: Sequence[str], count: int, size: int = IMAGE_SIZE) -> None:
+        run.source.load(split, classes, count, size).save(folder)
 
     count = run.profile.train_images if split == "train" else run.profile.test_images
     settings = {"split": split, "classes": run.source.classes, "count": count}
+    if run.resolution != IMAGE_SIZE:  # the shipped stack's: stores have its pictures under a key that names no size
+        settings["size"] = run.resolution
     return run.store.get("images", make, settings=settings, external={"source": run.source.checksum()})
 
 
@@ -92,10 +95,13 @@ def classifier_artifact(run: Run) -> Artifact | None:
         return None
     pictures = images_artifact(run, "train")
 
-    def make(folder: Path, *, steps: int, batch: int, seed: int) -> None:
-        save_classifier(train_classifier(ImageSet.load(pictures.path), steps, batch, seed, folder), folder)
+    def make(folder: Path, *, steps: int, batch: int, seed: int, side: int | None = None) -> None:
+        known = ImageSet.load(pictures.path)
+        save_classifier(train_classifier(known, steps, batch, seed, folder, device=run.device, side=side), folder)
 
     settings = {"steps": run.profile.classifier_steps, "batch": CLASSIFIER_BATCH, "seed": run.seed}
+    if run.resolution > run.profile.judge_size:
+        settings["side"] = run.profile.judge_size
     return run.store.get("classifier", make, settings=settings, inputs=made(images=pictures))
 
 
@@ -114,7 +120,7 @@ def clip_artifact(run: Run) -> Artifact | None:
     def make(folder: Path, *, steps: int, batch: int, seed: int) -> None:
         known = ImageSet.load(pictures.path)
         tokenizer = train_tokenizer(known.captions)
-        model = train_clip(known, tokenizer, steps, min(batch, len(known)), seed, folder, "clip")
+        model = train_clip(known, tokenizer, steps, min(batch, len(known)), seed, folder, "clip", run.device)
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
@@ -136,8 +142,9 @@ def teacher_artifact(run: Run) -> Artifact | None:
     profile, pictures = run.profile, images_artifact(run, "train")
 
     def make(folder: Path, *, teacher: str, classes: Sequence[str], **sizes: int) -> None:
-        pipeline = run.place(load_pipeline(teacher))
-        fine_tune(pipeline, ImageSet.load(pictures.path).of_classes(classes), folder=folder / "checkpoint", **sizes)
+        own = ImageSet.load(pictures.path).of_classes(classes)
+        pipeline = run.place(at_resolution(load_pipeline(teacher), own.images.shape[-1]))
+        fine_tune(pipeline, own, folder=folder / "checkpoint", **sizes)
         pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
 
     settings = {
@@ -157,7 +164,8 @@ def teacher_artifact(run: Run) -> Artifact | None:
 def teacher(run: Run) -> StableDiffusionPipeline:
     """The teacher's pipeline, on the run's device."""
     artifact = teacher_artifact(run)
-    return run.place(load_pipeline(run.profile.teacher if artifact is None else artifact / "pipeline"))
+    pipeline = load_pipeline(run.profile.teacher if artifact is None else artifact / "pipeline")
+    return run.place(at_resolution(pipeline, run.resolution))
 
 
 # --- the student ---------------------------------------------------------------------------------------------

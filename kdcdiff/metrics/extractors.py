@@ -73,15 +73,25 @@ class Extractor(nn.Module):
         return hashlib.sha256(f"{self.name}:{sha256_weights(self.model.state_dict())}".encode()).hexdigest()
 
 
+def _named(classifier: nn.Module, name: str) -> str:
+    """Name an in-domain network, with the size that it looks at where it has one of its own."""
+    side = getattr(classifier, "side", None)
+    return name if side is None else f"{name} at {side} px"
+
+
 def features(classifier: nn.Module, name: str = "flora classifier") -> Extractor:
     """Make the in-domain extractor of FID, KID and the inception score: a classifier's features, at any image size."""
     return Extractor(
-        name, classifier, lambda model, images: model.features(images), lambda model, rows: model.head(rows)
+        _named(classifier, name),
+        classifier,
+        lambda model, images: model.features(images),
+        lambda model, rows: model.head(rows),
     )
 
 
 def logits(classifier: nn.Module, name: str = "flora classifier") -> Extractor:
     """Make an extractor of the same classifier's logits: what a metric says of another layer."""
+    name = _named(classifier, name)
     return Extractor(name, classifier, lambda model, images: model(images), lambda model, rows: rows)
 
 
@@ -148,7 +158,7 @@ def perceptual(classifier: nn.Module, name: str = "flora classifier, unlearned")
 
     Not LPIPS: no layer weights were fitted to human judgement. Comparable with itself only.
     """
-    return Perceptual(name, classifier, _unit_distance)
+    return Perceptual(_named(classifier, name), classifier, _unit_distance)
 
 
 def _unit_distance(classifier: Any, a: Tensor, b: Tensor) -> Tensor:

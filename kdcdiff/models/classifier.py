@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,12 +17,13 @@ from kdcdiff.models.shipped import shipped
 class Classifier(nn.Module):
     """The in-domain classifier: a small convolutional network of four stages, each of which halves the side.
 
-    Takes images (N, 3, H, W) of 16 pixels a side or more, uint8 or float in [0, 1]; gives logits (N, classes).
+    Takes images (N, 3, H, W) of 16 pixels a side or more, uint8 or float in [0, 1]; gives logits (N, classes). With
+    `side` it looks at them at that size, whatever theirs is.
     """
 
-    def __init__(self, classes: Sequence[str], width: int = 24) -> None:
+    def __init__(self, classes: Sequence[str], width: int = 24, side: int | None = None) -> None:
         super().__init__()
-        self.classes = tuple(classes)
+        self.classes, self.side = tuple(classes), side
         channels = (width, 2 * width, 4 * width, 128)
         layers: list[nn.Module] = []
         for previous, current in zip((3, *channels), channels, strict=False):
@@ -32,7 +34,10 @@ class Classifier(nn.Module):
 
     def _run(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return each stage's output before its pooling, and the last one's after it."""
-        x = (images.float() / 255 if images.dtype == torch.uint8 else images) * 2 - 1
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        if self.side is not None and pixels.shape[-2:] != (self.side, self.side):
+            pixels = F.interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+        x = pixels * 2 - 1
         maps = []
         for layer in self.body:
             if isinstance(layer, nn.MaxPool2d):
@@ -53,15 +58,16 @@ class Classifier(nn.Module):
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write `folder`: the classes, and the weights in half precision."""
+    """Write `folder`: the classes, the size if it has one of its own, and the weights in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"classes": classifier.classes}, indent=1))
+    words = {"classes": classifier.classes} | ({} if classifier.side is None else {"side": classifier.side})
+    (folder / "config.json").write_text(json.dumps(words, indent=1))
     save_file({k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors")
 
 
 def load_classifier(folder: Path | None = None) -> Classifier:
     """Read the independent classifier, the shipped one (all flora classes) or a folder's, in float32, frozen."""
     folder = folder or shipped("classifier")
-    model = Classifier(json.loads((folder / "config.json").read_text())["classes"])
+    model = Classifier(**json.loads((folder / "config.json").read_text()))
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

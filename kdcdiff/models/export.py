@@ -6,6 +6,7 @@ the tensors that stay: the peak of memory is about one student, whatever the tea
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdcdiff
-from kdcdiff.errors import check
+from kdcdiff.errors import check, one_line
 from kdcdiff.models import surgery
 from kdcdiff.models.unet_files import Checkpoint
 from kdcdiff.models.variants import Variant
@@ -83,15 +84,52 @@ def model_card(
     mids = ["yes" if c["mid_block_type"] else "none" for c in full]
     layers = [", ".join(map(str, surgery.layers(c))) for c in full]
     stages = [", ".join(map(str, c["block_out_channels"])) for c in full]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in (training or {}).items())
+    rows = "\n".join(f"| {name} | {_as_words(value)} |" for name, value in (training or {}).items())
     return CARD.format(
-        name=cut.name, teacher=teacher, version=kdcdiff.__version__, dtype=dtype, before=sizes[0], after=sizes[1],
+        name=cut.name, teacher=_as_words(teacher), version=kdcdiff.__version__, dtype=dtype,
+        before=sizes[0], after=sizes[1],
         state=TRAINED.format(rows=rows) if training else CUT.format(dtype=dtype),
         origin=f"Every tensor of `unet/` {'began as' if training else 'comes from'} one tensor of the teacher",
         share=sizes[1] / sizes[0], stages_before=stages[0], stages_after=stages[1], layers_before=layers[0],
-        layers_after=layers[1], mid_before=mids[0], mid_after=mids[1], removed=cut.description,
+        layers_after=layers[1], mid_before=mids[0], mid_after=mids[1], removed=_as_words(cut.description),
         notes=NOTES.get(cut.innermost, ""),
     )  # fmt: skip
+
+
+LEARNT = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, continual-learning]
+---
+
+# {student}, and {count} classes more
+
+A Stable Diffusion pipeline to which `kdcdiff {version} continual` has taught new classes, one after another.
+
+| | |
+|---|---|
+{rows}
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(".")
+```
+
+Text encoder, tokenizer, autoencoder and scheduler are those of {student}, whose licence and limits on use hold for this
+model as well.
+"""
+
+
+def learnt_card(student: str, count: int, training: Mapping[str, object]) -> str:
+    """Write the README of a pipeline that has learnt `count` classes; `training` are the rows of its table."""
+    rows = "\n".join(f"| {name} | {_as_words(value)} |" for name, value in training.items())
+    return LEARNT.format(student=_as_words(student), count=count, version=kdcdiff.__version__, rows=rows)
+
+
+def _as_words(value: object) -> str:
+    """Write somebody's words so that Markdown shows them and does nothing else with them."""
+    return html.escape(one_line(value), quote=False).replace("|", "\\|").replace("`", "'")
 
 
 @contextmanager

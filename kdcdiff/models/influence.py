@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from kdcdiff.errors import check
+from kdcdiff.models.noise import noised
 
 
 def stages(unet: UNet2DConditionModel) -> list[str]:
@@ -111,7 +112,7 @@ def influence(
     found: dict[str, list[Tensor]] = {part: [] for part in parts or removable(unet)}
     for level in levels:
         t = torch.full((len(clean),), level, device=clean.device)
-        noisy = scheduler.add_noise(clean, noise, t)
+        noisy = noised(scheduler, clean, noise, t)
         whole = unet(noisy, t, prompts, return_dict=False)[0].flatten(1)
         for part, changes in found.items():
             with bypassed(unet, part):

@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.models.shipped import find_pipeline, shipped
+from kdcdiff.models.unet_files import tensor_names
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
 
@@ -63,10 +64,16 @@ def train_tokenizer(captions: Sequence[str], size: int = 640) -> CLIPTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
     words = sorted({word for caption in captions for word in caption.lower().split()})
+    # Pairs that are equally frequent are merged in the order of their letters' numbers, and a letter that ends a word
+    # is numbered when it is met, in the random order of a hash map: so all letters are numbered before.
+    letters = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    last = {piece[-1] for word in words for piece, _ in spelt.pre_tokenize_str(word)}
+    trainer = trainers.BpeTrainer(
+        vocab_size=size + len(alphabet) - len(last), special_tokens=letters, end_of_word_suffix="</w>",
+        show_progress=False,
+    )  # fmt: skip
     tokenizer.train_from_iterator(words, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt]
@@ -155,10 +162,43 @@ def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
             folder or str(name), dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
             use_safetensors=True,
         )  # fmt: skip
-    except OSError as error:  # the hub's many ways to fail, and a folder's
-        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the hub's many ways to fail, and those of a folder that holds anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({reason})") from error
+    if folder is not None:
+        _check_parts(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Raise UserError unless every weight of a pipeline was in its files.
+
+    diffusers and transformers fill in what is missing at random, and say so in a log alone.
+    """
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        check(getattr(pipeline, part) is not None, "pipeline", str(folder), f"cannot be loaded (it has no {part})")
+    words = len(pipeline.tokenizer), pipeline.tokenizer.model_max_length
+    known = words[0] > 2 and words[1] < 2**16
+    check(known, "pipeline", str(folder), "cannot be loaded (its tokenizer has no words, or no length)")
+    for part in ("unet", "vae", "text_encoder"):
+        held = {_plain(name) for file in (folder / part).glob("*.safetensors") for name in tensor_names(file)}
+        missing = sorted({_plain(name) for name in getattr(pipeline, part).state_dict()} - held)
+        if part == "vae":  # the names of its attention have changed since Stable Diffusion 1.x was saved
+            missing = [name for name in missing if ".attentions." not in name]
+        told = f"cannot be loaded (its {part} lacks {len(missing)} tensors, such as {missing[:1]})"
+        check(not missing, "pipeline", str(folder), told)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("text_model.")
+
+
+def down_sampling(vae: AutoencoderKL) -> int:
+    """Return how many pixels of a side make one latent: every stage of an autoencoder but one halves it."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def image_size(pipeline: StableDiffusionPipeline) -> int:
@@ -166,6 +206,17 @@ def image_size(pipeline: StableDiffusionPipeline) -> int:
     side = pipeline.unet.config.sample_size
     check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
     return side * pipeline.vae_scale_factor
+
+
+def at_resolution(pipeline: StableDiffusionPipeline, pixels: int) -> StableDiffusionPipeline:
+    """Let `pipeline`, changed in place, draw pictures of `pixels` a side; students cut from it take that on.
+
+    UserError: a size that its latents cannot have.
+    """
+    whole = max(8, pipeline.vae_scale_factor)  # diffusers refuses what is no multiple of 8
+    check(pixels % whole == 0, "resolution", pixels, f"must be a multiple of {whole}")
+    pipeline.unet.register_to_config(sample_size=pixels // pipeline.vae_scale_factor)
+    return pipeline
 
 
 def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:

@@ -7,12 +7,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-from kdcdiff.errors import check
+from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PIPELINES = "flora, a pipeline folder or a hub id like owner/name"
 UNETS = "flora, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last: a safety checker's, in old folders
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -21,8 +22,17 @@ def checked_assets(folder: Path) -> Path:
     """Return `folder` once every file in it matches its ``checksums.json``."""
     again = "reinstall the package or run `kdcdiff pretrain`"
     check((folder / "checksums.json").is_file(), "assets", str(folder), f"has no checksums.json; {again}")
-    for name, digest in json.loads((folder / "checksums.json").read_text()).items():
-        check(sha256_file(folder / name) == digest, "assets", name, f"does not match its checksum; {again}")
+    try:
+        wanted = dict(json.loads((folder / "checksums.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"assets={str(folder)!r}: checksums.json cannot be read; {again}") from None
+    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")}
+    for name in sorted(files | wanted.keys() - {"checksums.json"}):
+        check(name in files, "assets", name, f"is missing; {again}")
+        if name != "checksums.json":
+            check(
+                sha256_file(folder / name) == wanted.get(name), "assets", name, f"does not match its checksum; {again}"
+            )
     return folder
 
 
@@ -48,4 +58,26 @@ def find_pipeline(name: str | Path, unet: bool = False) -> Path | None:
     check(there or bool(HUB_ID.fullmatch(str(name))), "pipeline", str(name), f"not found; must be {allowed}")
     whole = unet or not there or (path / "model_index.json").is_file()
     check(whole, "pipeline", str(name), f"has no model_index.json; must be {allowed}")
+    if there and (path / "model_index.json").is_file():
+        check_index(path)
     return path if there else None
+
+
+def check_index(folder: Path) -> None:
+    """Raise UserError unless a pipeline's folder is made of diffusers' and transformers' classes alone.
+
+    A ``model_index.json`` names the module of each part, which is imported: no code but theirs is to run.
+    """
+    try:
+        index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        told = f"its model_index.json cannot be read ({type(error).__name__})"
+        raise UserError(f"pipeline={str(folder)!r}: {told}") from None
+    named = index.get("_class_name")
+    check(named == "StableDiffusionPipeline", "pipeline", str(folder), f"is a {named}, not a StableDiffusionPipeline")
+    for part, place in index.items():
+        if isinstance(place, list):
+            safe = len(place) == 2 and place[0] in LIBRARIES
+            check(safe, "pipeline", str(folder), f"its {part} asks for code of {place[:1]}, which is not run")
+            code = not (folder / part).is_dir() or not next((folder / part).glob("*.py"), None)
+            check(code, "pipeline", str(folder), f"its {part} brings code, which is not run; remove it")

@@ -38,6 +38,12 @@ FOREIGN = {  # entries that make a U-Net another kind of network, and which kind
     "reverse_transformer_layers_per_block": "an asymmetric U-Net",
 }
 
+LARGEST = {  # numbers of a configuration, and how large they may be
+    WIDTHS: 2**14, "layers_per_block": 16, "in_channels": 2**10, "out_channels": 2**10, "attention_head_dim": 2**12,
+    "cross_attention_dim": 2**14, "transformer_layers_per_block": 64, "norm_num_groups": 2**12,
+    "sample_size": 2**12,
+}  # fmt: skip
+
 # --- what the student looks like
 
 
@@ -87,12 +93,30 @@ def check_family(config: Mapping[str, Any]) -> None:
         if config.get(key) is not None:
             raise UserError(f"teacher={key}={config[key]!r}: {what}; supported is {FAMILY}")
     full = with_defaults(config)
+    check_sizes(full)
     down, up, mid = list(full["down_block_types"]), list(full["up_block_types"]), full["mid_block_type"]
     mirrored = [b.replace("Down", "Up") for b in reversed(down)] == up
     plain = set(down) <= {"CrossAttnDownBlock2D", "DownBlock2D"}
     check(mirrored and plain, "teacher", down, f"stages of another kind; supported is {FAMILY}")
     known = mid in ("UNetMidBlock2DCrossAttn", None)
     check(known, "teacher", mid, f"a mid stage of another kind; supported is {FAMILY}")
+
+
+def check_sizes(full: Mapping[str, Any]) -> None:
+    """Raise UserError where a configuration's numbers are no sizes, or would build a network that no machine holds."""
+    for key, most in LARGEST.items():
+        value = full.get(key)
+        entries = list(value) if isinstance(value, list | tuple) else [value]
+        flat = [n for entry in entries for n in (entry if isinstance(entry, list | tuple) else [entry])]
+        ok = len(flat) <= 64 and all(n is None or (type(n) is int and 0 < n <= most) for n in flat)
+        check(ok and bool(flat), "teacher", f"{key}={value!r}"[:80], f"must be whole numbers from 1 to {most:,}")
+    for key in ("down_block_types", "up_block_types"):
+        stages = full[key]
+        ok = isinstance(stages, list | tuple) and 0 < len(stages) <= 16 and all(isinstance(s, str) for s in stages)
+        check(ok, "teacher", f"{key}={stages!r}"[:80], "must be a list of stages")
+    widths = full[WIDTHS]
+    ok = isinstance(widths, list | tuple) and len(widths) == len(full["down_block_types"])
+    check(ok, "teacher", f"{WIDTHS}={widths!r}"[:80], "must hold one number per stage")
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,11 +88,19 @@ def read_config(source: str | Path) -> dict[str, Any]:
     raise UserError(f"path={str(source)!r}: has no U-Net configuration; must be {UNETS}")
 
 
+def read_resolution(source: str | Path) -> int:
+    """Read the side of the pictures that the pipeline at `source` was trained on, in pixels, without its weights."""
+    folder = find_pipeline(source) or _from_hub(str(source), HUB_TEXTS)
+    side = read_json(folder / "unet" / "config.json").get("sample_size")
+    check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
+    return side * 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; UserError where the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"file={str(path)!r}: cannot be read as JSON ({type(error).__name__})") from None
     check(isinstance(value, dict), "file", str(path), "must hold a JSON object")
     return value
@@ -105,11 +113,20 @@ def _open(file: Path) -> Any:
         raise UserError(f"file={str(file)!r}: cannot be read as safetensors ({error})") from None
 
 
+def tensor_names(file: Path) -> list[str]:
+    """List the tensors of a safetensors file. UserError: it is none."""
+    with _open(file) as f:
+        return list(f.keys())
+
+
 def _places(folder: Path) -> dict[str, tuple[Path, str]]:
     """Find where each tensor of a diffusers folder lies: in shards, in one file, or in one of another precision."""
     indices = sorted(folder.glob("diffusion_pytorch_model.safetensors.index*.json"))
     if indices:
-        names = read_json(indices[0]).get("weight_map", {})
+        names = read_json(indices[0]).get("weight_map")
+        plain = isinstance(names, dict) and all(isinstance(f, str) and f == Path(f).name for f in names.values())
+        check(plain, "file", str(indices[0]), "must name for each tensor the file beside it that holds it")
+        assert isinstance(names, dict)
         for shard in sorted(set(names.values())):
             check((folder / shard).is_file(), "file", str(folder / shard), f"missing; {indices[0].name} names it")
         return {name: (folder / shard, name) for name, shard in names.items()}
@@ -117,8 +134,7 @@ def _places(folder: Path) -> dict[str, tuple[Path, str]]:
     pickled = sorted(f.name for f in folder.glob("*.bin")) + sorted(f.name for f in folder.glob("*.ckpt"))
     hint = f"{pickled[0]} would have to be unpickled; convert it to safetensors" if pickled else "no weights there"
     check(bool(files), "teacher", str(folder), hint)
-    with _open(files[0]) as f:
-        return {name: (files[0], name) for name in f.keys()}  # noqa: SIM118 - not a dict
+    return {name: (files[0], name) for name in tensor_names(files[0])}
 
 
 def _single_file(path: Path, pipeline: Path | None) -> Checkpoint:
@@ -133,7 +149,7 @@ def _single_file(path: Path, pipeline: Path | None) -> Checkpoint:
         if original:
             stem, block = LDM + "input_blocks.0.0", LDM + "input_blocks.1.1"
         stem, text = f"{stem}.weight", f"{block}.transformer_blocks.0.attn2.to_k.weight"
-        known = stem in names and text in names
+        known = all(n in names and len(f.get_slice(n).get_shape()) >= 2 for n in (stem, text))
         check(known, "teacher", str(path), "holds no U-Net of Stable Diffusion 1.x or 2.x")
         channels, width = f.get_slice(stem).get_shape()[1], f.get_slice(text).get_shape()[1]
     if pipeline is not None:

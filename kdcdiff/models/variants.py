@@ -7,6 +7,7 @@ variant has code of its own.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,7 +39,9 @@ class Variant:
         choices = get_args(Innermost)
         check(self.innermost in choices, "innermost", self.innermost, f"one of {', '.join(choices)}")
         check(isinstance(self.mid, bool), "mid", self.mid, "true or false")
-        check(isinstance(self.name, str) and bool(self.name), "name", self.name, "a name")
+        plain = isinstance(self.name, str) and bool(re.fullmatch(r"[\w.-][\w. -]{0,99}", self.name))
+        check(plain, "name", self.name, "a name of one line: at most 100 letters, digits, dots, dashes and spaces")
+        check(isinstance(self.removed, str), "removed", self.removed, "a clause")
         if not isinstance(pairs, int):
             object.__setattr__(self, "fewer_pairs", numbers)
 
@@ -88,9 +91,9 @@ def variant(what: str | Path | Variant) -> Variant:
     allowed = f"one of {', '.join(VARIANTS)}, or a JSON file with a variant's fields"
     check(path.suffix == ".json" and path.is_file(), "variant", str(what), allowed)
     try:
-        return Variant(**{"name": path.stem} | json.loads(path.read_text()))
+        return Variant(**{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")))
     except UserError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         allowed = "name, removed, fewer_pairs, innermost and mid"
         raise UserError(f"variant={str(what)!r}: a JSON object with some of {allowed} ({error})") from None

@@ -25,8 +25,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from kdcdiff.data.latents import encode
+from kdcdiff.data.latents import at_once, encode
 from kdcdiff.errors import UserError, check
+from kdcdiff.models.noise import noised
+from kdcdiff.process import computing
 from kdcdiff.sampling.generate import Sampling, image_generator, stream
 
 Words = Sequence[str | Sequence[str]]  # for each prompt a word, or several; as many for each
@@ -147,9 +149,9 @@ def generate(
     sampling.check(pipeline, prompts)
     weights = _token_weights(pipeline.tokenizer, prompts, words)
     size = pipeline.unet.config.sample_size
-    aspect = 1.0 if isinstance(size, int) else size[0] / size[1]
+    aspect = 1.0 if isinstance(size, int) or sampling.resolution else size[0] / size[1]
     images, maps = [], []
-    for rows in sampling.batches(len(prompts)):
+    for rows in sampling.batches(pipeline, len(prompts)):
         with recording(pipeline.unet, Recorder(weights[rows.start : rows.stop], aspect)) as recorder:
             ((_, own, _),) = stream(pipeline, prompts, sampling, [rows], progress)
         images.append(own)
@@ -165,7 +167,7 @@ def of_images(
     words: Words,
     *,
     seed: int,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Record the words' maps (N, K, H, W) while the U-Net denoises images (N, 3, H, W) uint8 under their captions.
 
@@ -176,7 +178,7 @@ def of_images(
     check(count == len(prompts) > 0, "prompts", len(prompts), f"must be one for each of the {count} images")
     weights = _token_weights(pipeline.tokenizer, prompts, words)
     scheduler, device, height, width = pipeline.scheduler, pipeline._execution_device, *images.shape[-2:]
-    found = []
+    found, batch_size = [], batch_size or at_once(height * width, device)
     for start in range(0, count, batch_size):
         rows = range(start, min(start + batch_size, count))
         clean = encode(pipeline.vae, images[rows.start : rows.stop])[0].to(device)
@@ -186,7 +188,8 @@ def of_images(
             for level in LEVELS:
                 noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators]).to(clean)
                 t = torch.full((len(clean),), int(level * scheduler.config.num_train_timesteps), device=device)
-                pipeline.unet(scheduler.add_noise(clean, noise, t), t, encoder_hidden_states=embedded)
+                with computing(device):
+                    pipeline.unet(noised(scheduler, clean, noise, t), t, encoder_hidden_states=embedded)
         found.append(recorder.maps((height, width)))
     return torch.cat(found)
 

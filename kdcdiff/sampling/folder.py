@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 from kdcdiff.data.image_folder import METADATA, read_metadata
 from kdcdiff.data.image_set import check_images
 from kdcdiff.errors import UserError, check
-from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, stream, warn_of
+from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, most_at_once, stream, warn_of
 
 COLUMNS = ("file_name", "text", "seed", "index", "class", "scheduler", "fault")  # two first: datasets' imagefolder
 SETTINGS = "generation.json"
@@ -42,6 +42,7 @@ def generate_to_folder(
     """
     sampling = Sampling(**settings)
     sampling.check(pipeline, prompts)
+    sampling = replace(sampling, batch_size=sampling.batch_size or most_at_once(pipeline, sampling.resolution))
     scheduler = type(make_scheduler(pipeline, sampling.scheduler)).__name__
     classes = [""] * len(prompts) if classes is None else classes
     check(len(classes) == len(prompts), "classes", len(classes), f"must be one for each of the {len(prompts)} images")
@@ -51,8 +52,11 @@ def generate_to_folder(
     _claim(folder, asdict(sampling) | own)
 
     names = [(f"{name}/" if name else "") + f"{i:06d}.png" for i, name in enumerate(classes)]
-    done = {row["file_name"]: row for row in read_metadata(folder)}
-    todo = [numbers for numbers in sampling.batches(len(prompts)) if any(names[i] not in done for i in numbers)]
+    wanted = {names[i]: (text, str(sampling.seed), str(i), classes[i], scheduler) for i, text in enumerate(prompts)}
+    told = {row["file_name"]: row for row in read_metadata(folder)}
+    done = {name: row for name, row in told.items() if wanted.get(name) == tuple(row.get(c) for c in COLUMNS[1:6])}
+    parts = sampling.batches(pipeline, len(prompts))
+    todo = [numbers for numbers in parts if any(names[i] not in done for i in numbers)]
     redone = {names[i] for numbers in todo for i in numbers}
     _rewrite(folder, [row for row in done.values() if row["file_name"] in set(names) - redone])
     for numbers, images, faults in stream(pipeline, prompts, sampling, todo, progress):
@@ -115,7 +119,9 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if path.is_file():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not isinstance(there, dict):
+                raise ValueError
+        except (ValueError, RecursionError) as error:
             raise UserError(f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder") from error
         differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v)
         allowed = f"holds images of other settings ({differ}); choose another folder"
@@ -128,6 +134,10 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def save_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str], file: Path, columns: int = 4) -> None:
     """Draw one image for each prompt, always from the same noise, and save them side by side."""
-    images = generate(pipeline, prompts, seed=0, steps=20, guidance=4.0)
+    save_grid(generate(pipeline, prompts, seed=0, steps=20, guidance=4.0), file, columns)
+
+
+def save_grid(images: Tensor, file: Path, columns: int) -> None:
+    """Save images (N, 3, H, W) uint8 side by side, `columns` in a row."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(make_grid(images, nrow=columns).permute(1, 2, 0).numpy()).save(file)

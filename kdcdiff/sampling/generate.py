@@ -5,7 +5,8 @@
 Image i depends on (seed, i) alone: its first noise and every later draw of an ancestral scheduler come from a generator
 of its own, on the CPU whatever the device. The batch size still reaches the last bits, because matrix kernels sum in an
 order that depends on it: on CPU a pixel may move by 1/255, never more in our measurements; equal batches are
-bit-identical. The caller moves the pipeline to its device; images are of the size that its U-Net was trained at.
+bit-identical. The caller moves the pipeline to its device; images are of the size that its U-Net was trained at unless
+another is asked for.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from kdcdiff.data.latents import at_once
 from kdcdiff.errors import check
+from kdcdiff.process import computing
 
 BLACK = 2  # an image whose brightest value is at most this, of 255, is black
+MOST = 50  # pictures at a time, however small
+OPEN = ("batch_size", "resolution")  # settings that may be left to the pipeline
 _PROMPTS_KEPT = 512  # encoded prompts held at a time: 120 MB at SD's size
 
 
@@ -37,14 +42,16 @@ class Sampling:
     seed: int
     steps: int = 25
     guidance: float = 5.0  # the scale of classifier-free guidance; up to 1 there is none
-    batch_size: int = 50
+    batch_size: int | None = None  # pictures at a time; None: as many as `most_at_once` says
+    resolution: int | None = None  # side in pixels; None: what the pipeline was trained on
     scheduler: str | None = None  # a diffusers class, with or without "Scheduler"; None: the pipeline's own
     negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("steps", 1), ("batch_size", 1)):
+        for name, least in (("seed", 0), ("steps", 1), ("batch_size", 1), ("resolution", 8)):
             value = getattr(self, name)
-            check(isinstance(value, int) and value >= least, name, value, f"must be a whole number, {least} or more")
+            ok = (value is None and name in OPEN) or (isinstance(value, int) and value >= least)
+            check(ok, name, value, f"must be a whole number, {least} or more")
         finite = 0 <= self.guidance < float("inf")
         check(finite, "guidance", self.guidance, "must be a number, 0 or more (up to 1: no guidance)")
 
@@ -57,10 +64,13 @@ class Sampling:
         most = pipeline.scheduler.config.num_train_timesteps
         check(self.steps <= most, "steps", self.steps, f"must be between 1 and {most}")
         make_scheduler(pipeline, self.scheduler)
+        side, whole = self.resolution or 0, max(8, pipeline.vae_scale_factor)
+        check(side % whole == 0, "resolution", side, f"must be a multiple of {whole}")
 
-    def batches(self, count: int) -> list[range]:
-        """Split the numbers of `count` images into batches."""
-        return [range(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+    def batches(self, pipeline: StableDiffusionPipeline, count: int) -> list[range]:
+        """Split the numbers of `count` images of `pipeline` into batches."""
+        size = self.batch_size or most_at_once(pipeline, self.resolution)
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def generate(
@@ -78,7 +88,7 @@ def generate(
     sampling = Sampling(**settings)
     sampling.check(pipeline, prompts)
     parts, faults = [], []
-    for _, images, own in stream(pipeline, prompts, sampling, sampling.batches(len(prompts)), progress):
+    for _, images, own in stream(pipeline, prompts, sampling, sampling.batches(pipeline, len(prompts)), progress):
         parts.append(images)
         faults += own
     warn_of(faults, range(len(faults)))
@@ -101,18 +111,28 @@ def stream(
         model.eval()
     with tqdm(total=sum(map(len, batches)), desc="generating", unit="img", disable=not progress, mininterval=1) as bar:
         for rows in batches:
-            with torch.inference_mode():
+            with torch.inference_mode(), computing(pipeline.unet.device):
                 latents = drawer(
                     prompt_embeds=embed([prompts[i] for i in rows]),
                     negative_prompt_embeds=embed([sampling.negative_prompt or ""] * len(rows)),
                     generator=[image_generator(sampling.seed, i) for i in rows],
                     num_inference_steps=sampling.steps,
                     guidance_scale=sampling.guidance,
+                    height=sampling.resolution,
+                    width=sampling.resolution,
                     output_type="latent",  # its own decoding clamps, which would hide infinite values
                 ).images
                 images, faults = _decode(pipeline, latents)
             yield rows, images, faults
             bar.update(len(rows))
+
+
+def most_at_once(pipeline: StableDiffusionPipeline, resolution: int | None = None) -> int:
+    """Say how many pictures are drawn together where nobody says: few enough for the memory of an autoencoder."""
+    sides = pipeline.unet.config.sample_size
+    high, wide = (sides, sides) if isinstance(sides, int) else sides
+    pixels = resolution**2 if resolution else high * wide * pipeline.vae_scale_factor**2
+    return min(MOST, at_once(pixels, pipeline.unet.device))
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -170,9 +190,10 @@ def _decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[Tensor,
 
     Rounds as diffusers does.
     """
-    pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].float()
-    finite = pixels.isfinite().flatten(1).all(1).tolist()
+    scaled = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
+    pixels = pipeline.vae.decode(scaled, return_dict=False)[0].float()
     images = ((pixels / 2 + 0.5).clamp(0, 1).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
+    finite = pixels.isfinite().flatten(1).all(1).tolist()
     dark = (images.flatten(1).amax(1) <= BLACK).tolist()
     return images, ["not finite" if not f else "black" if d else "" for f, d in zip(finite, dark, strict=True)]
 

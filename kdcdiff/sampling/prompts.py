@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdcdiff.errors import check
+from kdcdiff.data.texts import checked_text, read_lines, read_table
+from kdcdiff.errors import check, one_line
 
 SUFFIXES = (".txt", ".csv")
 
@@ -24,15 +24,17 @@ def read_prompts(words: Sequence[str]) -> list[tuple[str, str]]:
             found.append((word, ""))
             continue
         check(path.is_file(), "prompts", word, "must be an existing file, or a prompt that does not end like one")
-        with path.open(newline="", encoding="utf-8") as file:
-            if path.suffix.lower() == ".txt":
-                own = [(line.strip(), "") for line in file if line.strip()]
-            else:
-                table = csv.DictReader(file)
-                check("text" in (table.fieldnames or ()), "prompts", word, "must have a column text")
-                own = [(row["text"], row.get("class") or "") for row in table if row["text"]]
+        if path.suffix.lower() == ".txt":
+            own = [(line, "") for line in read_lines(path, "prompts")]
+        else:
+            columns, rows = read_table(path, "prompts")
+            check("text" in columns, "prompts", word, "must have a column text")
+            own = [(row["text"], row.get("class") or "") for row in rows if row["text"]]
         check(bool(own), "prompts", word, "must hold at least one prompt")
         found += own
-    for _, name in found:
-        check(name in ("", Path(name).name) and name != "..", "class", name, "must be a name that a folder can have")
+    for text, name in found:
+        checked_text(text, "prompts")
+        check(bool(text.strip()), "prompts", text, "must hold at least one word")
+        plain = name in ("", Path(name).name) and name != ".." and len(name.encode()) < 200 and one_line(name) == name
+        check(plain, "class", name, "must be a name that a folder can have")
     return found

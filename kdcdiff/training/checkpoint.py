@@ -1,17 +1,22 @@
 """Checkpoints of unfinished training, so that a killed run goes on: weights, optimizer moments, averages, scaler.
 
 A checkpoint is one safetensors file and holds no RNG state: all randomness of a step follows from the seed and the
-step's number. It appears by a rename, so there is never half of one; the newest few are kept.
+step's number. It appears by a rename, so there is never half of one; the newest few are kept. It holds its own
+checksum: one that was damaged since is named and set aside, and the run goes on from the one before it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,10 +28,6 @@ class EMA:
         self.decay = decay
         self.live = dict(module.named_parameters())
         self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
-
-    def to(self, device: torch.device) -> None:
-        """Move the averages to `device`."""
-        self.shadow = {name: shadow.to(device) for name, shadow in self.shadow.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -78,6 +79,39 @@ def restore(
         scaler.load_state_dict(numbers | {"growth_interval": int(numbers["growth_interval"])})
 
 
+def save_whole(tensors: Mapping[str, Tensor], path: Path, words: Mapping[str, str]) -> None:
+    """Write `tensors` and `words` to a safetensors file that holds their checksum; it appears by a rename."""
+    held = {name: value.detach().contiguous() for name, value in tensors.items()}
+    partial = path.with_suffix(".partial")
+    save_file(held, partial, metadata=dict(words) | {"sha256": _digest(held, words)})
+    with open(partial, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def load_whole(path: Path) -> tuple[dict[str, str], dict[str, Tensor]] | None:
+    """Read what `save_whole` wrote; None, and the file set aside and named, where it is not what was written."""
+    try:
+        with safe_open(path, "pt") as f:
+            words = dict(f.metadata() or {})
+        tensors = load_file(path)
+        if words.pop("sha256", "") == _digest(tensors, words):
+            return words, tensors
+    except (OSError, SafetensorError, ValueError):
+        pass
+    os.replace(path, path.with_suffix(".damaged"))
+    print(f"warning: {path.name} is damaged: set aside, and not used", file=sys.stderr, flush=True)
+    return None
+
+
+def _digest(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(words), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
 class CheckpointFolder:
     """A folder of the newest `keep` checkpoints; `folder` None keeps nothing."""
 
@@ -93,19 +127,15 @@ class CheckpointFolder:
         """Write `step`'s checkpoint beside the others, make it the newest by a rename, then drop the oldest."""
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"step-{step:07d}.safetensors"
-        partial = target.with_suffix(".partial")
-        save_file(state, partial, metadata={"step": str(step), "log_bytes": str(log_bytes)})
-        with open(partial, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, target)
+        words = {"step": str(step), "log_bytes": str(log_bytes)}
+        save_whole(state, self.folder / f"step-{step:07d}.safetensors", words)
         for old in sorted(self.folder.glob("step-*.safetensors"))[: -self.keep]:
             old.unlink()
 
     def load(self) -> tuple[int, int, dict[str, Tensor]] | None:
-        """Read the newest checkpoint: (steps done, bytes of the log at that time, state); None where there is none."""
-        if (newest := self.newest) is None:
-            return None
-        with safe_open(newest, "pt") as f:
-            metadata = f.metadata()
-        return int(metadata["step"]), int(metadata["log_bytes"]), load_file(newest)
+        """Read the newest whole checkpoint: (steps done, bytes of the log at that time, state); None: there is none."""
+        while (newest := self.newest) is not None:
+            if (found := load_whole(newest)) is not None:
+                words, state = found
+                return int(words["step"]), int(words["log_bytes"]), state
+        return None

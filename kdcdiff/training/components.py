@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from kdcdiff.data.image_set import ImageSet
-from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode_set, to_signed
+from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode, encode_set, to_signed
 from kdcdiff.models.classifier import Classifier
-from kdcdiff.models.pipeline import new_clip, tokenize
+from kdcdiff.models.pipeline import down_sampling, new_clip, tokenize
 from kdcdiff.training.loop import fit
 from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
@@ -28,9 +28,14 @@ def train_clip(
     seed: int,
     folder: Path | None,
     describe: str,
+    device: str = "cpu",
 ) -> CLIPModel:
-    """Contrastive training; pictures of one caption are positives of each other."""
-    model = new_clip(tokenizer, seed)
+    """Train a small CLIP on `device`, contrastively; pictures of one caption are positives of each other.
+
+    It sees them at its own size.
+    """
+    model = new_clip(tokenizer, seed).to(device)
+    images = images.resized(model.config.vision_config.image_size)
     unique = sorted(set(images.captions))
     tokens = tokenize(tokenizer, unique)
     caption_ids = torch.tensor([unique.index(c) for c in images.captions])
@@ -108,7 +113,7 @@ def train_autoencoder(
 ) -> None:
     """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
     vae.to(memory_format=torch.channels_last)
-    down = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels of a side to one latent: every stage but one halves
+    down = down_sampling(vae)
 
     class Reconstruct(nn.Module):
         """Encode, sample, decode as one call, so that a wrapper sees it."""
@@ -149,9 +154,9 @@ def train_autoencoder(
         describe=describe,
         weight_decay=0.0,
     )
-    with torch.no_grad():
-        sample = images[:: max(1, len(images) // 512)]
-        deviation = torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in sample.split(64)]).std()
+    sample = images[:: max(1, len(images) // 512)]
+    vae.register_to_config(scaling_factor=1.0)
+    deviation = encode(vae, sample)[0].std()
     vae.register_to_config(scaling_factor=round(1 / deviation.item(), 4))
 
 
@@ -201,15 +206,19 @@ def train_unet(
 
 
 def train_classifier(
-    images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier"
-) -> Classifier:
-    """Cross-entropy on real images under flips, shifts, exposure and blur; it never sees a generated or decoded one.
+    images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier",
+    device: str | torch.device = "cpu", side: int | None = None,
+) -> Classifier:  # fmt: skip
+    """Train on `device` with cross-entropy, on real images under flips, shifts, exposure and blur.
+
+    It never sees a generated or decoded image. With `side` it sees all at that size, now and later.
 
     Half of each batch is resampled to a random lower resolution and back, so that shape and colour decide, and not the
     finest line: what reads generated pictures must not mistake softness for another class.
     """
     torch.manual_seed(seed)
-    model = Classifier(images.classes)
+    model = Classifier(images.classes, side=side).to(device)
+    images = images if side is None else images.resized(side)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -266,7 +275,7 @@ def fine_tune(
     """Fit the pipeline to other pictures, in place: first its autoencoder, then its U-Net on the new latents."""
     if autoencoder_steps:
         perceptual_net = train_classifier(
-            images, perceptual_net_steps, 64, seed, folder / "perceptual-net", "perceptual net"
+            images, perceptual_net_steps, 64, seed, folder / "perceptual-net", "perceptual net", pipeline.device
         )
         train_autoencoder(
             pipeline.vae,

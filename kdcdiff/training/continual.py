@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdcdiff.data.latents import DenoisingBatch, LatentSet, Origin, add_noise, denoising_batch, draw_rows
+from kdcdiff.data.latents import DenoisingBatch, LatentSet, add_noise, denoising_batch, draw_rows
+from kdcdiff.data.origin import Origin
 from kdcdiff.errors import check
+from kdcdiff.training.checkpoint import load_whole, save_whole
 from kdcdiff.training.loop import Batch, Loss, fit, step_generator
 from kdcdiff.training.losses import denoising_loss
 from kdcdiff.training.replay import LatentReplayBuffer
@@ -67,6 +68,7 @@ def learn(
     scheduler: DDIMScheduler,
     method: str,
     *,
+    base: Sequence[str] = (),  # classes that the network knows before: old from the first stage on
     steps: int,  # optimizer steps per class; joint takes them all in one stage
     batch: int = 32,
     lr: float = 5e-4,
@@ -92,6 +94,8 @@ def learn(
     """
     check(method in METHODS, "method", method, f"must be one of {', '.join(METHODS)}")
     check(len(set(order)) == len(order) > 0, "classes", list(order), "must be at least one class, each once")
+    both = sorted(set(base) & set(order))
+    check(not both, "classes", both, "are known already, and cannot be learnt as new")
     check(share is None or 0 < share < 1, "share", share, "must lie between 0 and 1")
     kind = METHODS[method]
     needs: dict[str, dict[str, object]] = {
@@ -103,14 +107,28 @@ def learn(
 
     unet.to(memory_format=torch.channels_last)
     written = "raw" if kind.replay == "pixels" else codec
-    memory = LatentReplayBuffer(max(capacity, len(order)), policy, seed, codec=written)
+    memory = LatentReplayBuffer(max(capacity, len(base) + len(order)), policy, seed, codec=written)
+
+    def remember(name: str) -> None:
+        own = latents.of_classes([name])
+        check(len(own) > 0, "class", name, "has no training latents")
+        kept = own.mean
+        if kind.replay == "pixels" and pixels is not None:
+            kept = pixels[latents.labels == latents.classes.index(name)]
+        texts = [latents.texts[i] for i in own.captions.tolist()]
+        prompts = {latents.texts[i]: latents.prompts[i] for i in own.captions.unique().tolist()}
+        memory.add_class(name, kept, texts, prompts, origin)
+
+    remembers = kind.replay in ("latents", "pixels")
+    for name in base if remembers else ():
+        remember(name)
     total = steps * len(order) if kind.joint else steps
-    for stage, names in enumerate([tuple(order)] if kind.joint else [(name,) for name in order]):
-        current, seen = latents.of_classes(names), order[:stage]
+    for stage, names in enumerate([(*base, *order)] if kind.joint else [(name,) for name in order]):
+        current, seen = latents.of_classes(names), (*base, *order[:stage])
         check(len(current) > 0, "class", names[0], "has no training latents")
         finished = folder / f"stage-{stage:02d}.safetensors"
-        if finished.is_file():
-            unet.load_state_dict(load_file(finished))
+        if finished.is_file() and (whole := load_whole(finished)) is not None:
+            unet.load_state_dict(whole[1])
         else:
             asked = seen and (kind.distill_previous or kind.replay == "generated")
             previous = copy.deepcopy(unet).eval().requires_grad_(False) if asked else None
@@ -118,7 +136,8 @@ def learn(
             replay = SOURCES[kind.replay](what) if kind.replay and seen else None
             part = replay_share(len(current), len(memory) or capacity) if share is None else share
             old = min(batch - 1, max(1, round(batch * part))) if replay else 0
-            ewc = EWC(unet, latents.of_classes(seen[-1:]), scheduler, seed) if kind.ewc_weight and seen else None
+            before = latents.of_classes(seen[-1:] if stage else seen)  # what the network was trained on last
+            ewc = EWC(unet, before, scheduler, seed) if kind.ewc_weight and seen else None
             fit(
                 unet,
                 _loss(objective, old, previous if kind.distill_previous else None, ewc, kind.ewc_weight),
@@ -127,15 +146,9 @@ def learn(
                 seed=seed * 1009 + stage, folder=folder / finished.stem, checkpoint_every=200,
                 describe=f"{method}: {names[0] if len(names) == 1 else 'all classes'}",
             )  # fmt: skip
-            partial = finished.with_suffix(".partial")
-            save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, partial)
-            partial.rename(finished)
-        if kind.replay in ("latents", "pixels"):
-            rows = latents.labels == latents.classes.index(names[0])
-            kept = current.mean if kind.replay == "latents" or pixels is None else pixels[rows]
-            texts = [latents.texts[i] for i in current.captions.tolist()]
-            prompts = {latents.texts[i]: latents.prompts[i] for i in current.captions.unique().tolist()}
-            memory.add_class(names[0], kept, texts, prompts, origin)
+            save_whole(unet.state_dict(), finished, {"stage": str(stage)})
+        if remembers:
+            remember(names[0])
         after_stage(stage, unet)
     return memory.nbytes
 
@@ -201,7 +214,8 @@ class EWC:
         self.fisher = [torch.zeros_like(p) for p in self.live]
         for step in range(16):
             generator = step_generator(seed, step)
-            data = denoising_batch(latents, draw_rows(8, len(latents), generator), scheduler, generator)
+            rows = draw_rows(8, len(latents), generator)
+            data = denoising_batch(latents, rows, scheduler, generator).to(unet.device)
             error = denoising_loss(unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target)
             for total, gradient in zip(self.fisher, torch.autograd.grad(error, self.live), strict=True):
                 total += gradient.square()

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows
+from kdcdiff.data.latents import DenoisingBatch, Rows, denoising_batch, draw_rows
 from kdcdiff.errors import check
 from kdcdiff.models.feature_hooks import Taps
-from kdcdiff.training.loop import fit
+from kdcdiff.training.loop import fit, precision_of
 from kdcdiff.training.losses import BKSDMLoss, DistillationLoss, KDCLoss, min_snr_weight
 
 OBJECTIVES: dict[str, type[DistillationLoss]] = {"kdc-diff": KDCLoss, "bk-sdm": BKSDMLoss}
@@ -36,8 +35,8 @@ class _Students(nn.ModuleList):
 
 def distill(
     student: UNet2DConditionModel,  # trained in place
-    teacher: UNet2DConditionModel,  # moved to the device, and to `precision`
-    latents: LatentSet,
+    teacher: UNet2DConditionModel,  # moved to the student's device, and to `precision`
+    latents: Rows,
     scheduler: DDIMScheduler,  # adds the noise and says what a prediction is
     objective: DistillationLoss,
     **settings: Any,  # those of `distill_together`
@@ -49,7 +48,7 @@ def distill(
 def distill_together(
     students: Mapping[str, tuple[UNet2DConditionModel, DistillationLoss]],
     teacher: UNet2DConditionModel,
-    latents: LatentSet,
+    latents: Rows,
     scheduler: DDIMScheduler,
     *,
     steps: int,
@@ -60,7 +59,7 @@ def distill_together(
     dropout: float = 0.1,  # share of captions dropped, for classifier-free guidance
     snr_gamma: float = 0.0,  # of min-SNR weights on the denoising term; 0: all samples weigh the same
     checkpointing: bool = False,  # activations are computed again in the backward pass instead of kept
-    precision: str = "no",
+    precision: str | None = None,  # no, fp16 or bf16; None: as the device computes
     checkpoint_every: int = 200,
     norms_every: int = 200,
     describe: str = "distilling",
@@ -71,8 +70,10 @@ def distill_together(
     The log's terms are `<name>.<term>`; a student named "" logs them plainly. The students share nothing else: each
     ends as if it had been trained alone with the same seed.
     """
+    device = next(iter(students.values()))[0].device
+    precision = precision_of(device) if precision is None else precision
     check(precision in _DTYPES, "precision", precision, f"must be one of {', '.join(_DTYPES)}")
-    teacher.to(Accelerator().device, _DTYPES[precision])
+    teacher.to(device, _DTYPES[precision])
     for unet, _ in students.values():
         unet.to(memory_format=torch.channels_last)
         if checkpointing:

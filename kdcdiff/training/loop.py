@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdcdiff.errors import UserError, check
+from kdcdiff.process import Stopped, compute_dtype, stop_put_off
 from kdcdiff.training.checkpoint import EMA, CheckpointFolder, restore, training_state
 
 Terms = Mapping[str, Tensor]
@@ -37,6 +38,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] after w
     "linear": lambda t: 1.0 - t,
     "cosine": lambda t: 0.5 * (1.0 + math.cos(math.pi * t)),
 }
+
+
+def precision_of(device: torch.device) -> str:
+    """Name the mixed precision in which a device computes, as accelerate does."""
+    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[compute_dtype(device)]
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -63,6 +69,17 @@ def _log(path: Path | None, keep_bytes: int) -> Iterator[Callable[[dict[str, Any
         yield write
 
 
+def _logged(path: Path, size: int) -> list[dict[str, Any]]:
+    """Read the first `size` bytes of a log. UserError: they are no longer what they were when they were written."""
+    try:
+        text = path.read_bytes()[:size]
+        check(len(text) == size and text.endswith(b"\n"), "log", str(path), "is cut short")
+        return [json.loads(row) for row in text.splitlines()]
+    except (OSError, ValueError) as error:
+        told = f"does not go with the checkpoint beside it ({error}); remove the folder to train anew"
+        raise UserError(f"log={str(path)!r}: {told}") from None
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -78,7 +95,7 @@ def fit(
     clip: float = 1.0,  # gradient norm, of each child of `model` when that is a ModuleList; 0 turns it off
     accumulate: int = 1,  # micro-batches a step; `batch` is asked for each
     ema: float = 0.0,  # decay; the averaged weights are in `model` at the end
-    precision: str = "no",  # accelerate's mixed precision: no, fp16 or bf16
+    precision: str | None = None,  # accelerate's mixed precision: no, fp16 or bf16; None: as the device computes
     folder: Path | None = None,  # holds checkpoint/ and log.jsonl; None keeps nothing
     checkpoint_every: int = 0,  # steps between checkpoints; 0: by the clock alone
     checkpoint_minutes: float = 0.0,  # and after so many minutes; 0: by steps alone
@@ -90,10 +107,11 @@ def fit(
     watch_every: int = 0,  # steps between such calls
     describe: str = "training",  # the progress bar's title; empty hides it
 ) -> list[dict[str, float]]:
-    """Train `model` in place; return the log: step, loss, each term, now and then its gradient's norm.
+    """Train `model` in place, on the device where it lies; return the log: step, loss, each term, gradient norms.
 
     Continues from `folder`'s newest checkpoint where there is one. Raises `UserError` on a loss that was not finite,
-    naming the first such step and the last good checkpoint; none is ever written after it.
+    naming the first such step and the last good checkpoint; none is ever written after it. A signal that asks the
+    process to end is heeded at the end of a step, after a checkpoint (`Stopped`).
     """
     check(steps >= 0, "steps", steps, "must be 0 or more")
     check(lr > 0, "lr", lr, "must be above 0")
@@ -101,8 +119,13 @@ def fit(
     check(keep >= 1, "keep", keep, "must be 1 or more")
     check(0 <= ema < 1, "ema", ema, "a decay in [0, 1); 0 turns it off")
     check(schedule in SCHEDULES, "schedule", schedule, f"must be one of {', '.join(SCHEDULES)}")
-    AcceleratorState._reset_state()  # accelerate keeps a process's first precision; the next run may want another
-    accelerator = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
+    device = next(model.parameters()).device
+    # accelerate keeps a process's first precision and device; the next run may want others
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerator = Accelerator(
+        mixed_precision=precision_of(device) if precision is None else precision, cpu=device.type != "cuda",
+        device_placement=False, log_with=list(trackers) or None, project_dir=folder,
+    )  # fmt: skip
     if trackers:
         accelerator.init_trackers("training")
     averaged = EMA(model, ema) if ema else None  # of the student itself, before anything wraps it
@@ -117,12 +140,10 @@ def fit(
         restore(state, *learnt)
     del state  # a second copy of it all
     log_path = folder / "log.jsonl" if folder is not None and accelerator.is_main_process else None
-    rows = [json.loads(row) for row in log_path.read_bytes()[:log_bytes].splitlines()] if log_path and log_bytes else []
+    rows = _logged(log_path, log_bytes) if log_path and log_bytes else []
 
     wrapped, optimizer = accelerator.prepare(model, bare)
-    if averaged is not None:
-        averaged.to(accelerator.device)
-    failed = torch.full((), -1, device=accelerator.device)  # the first step whose loss was not finite: no one waits
+    failed = torch.full((), -1, device=device)  # the first step whose loss was not finite: no one waits
 
     def stop_if_failed() -> None:
         if (step := int(failed)) >= 0:
@@ -132,7 +153,7 @@ def fit(
     model.train()
     shown = bool(describe) and accelerator.is_main_process
     bar = tqdm(total=steps, initial=start, desc=describe, mininterval=1, disable=not shown)
-    with _log(log_path, log_bytes) as write:
+    with _log(log_path, log_bytes) as write, stop_put_off() as stop_asked:
         clock, saved, images = time.perf_counter(), time.perf_counter(), 0
         for step in range(start, steps):
             done, norms = step + 1, {}
@@ -143,7 +164,7 @@ def fit(
             for micro in range(accumulate):
                 last = micro == accumulate - 1
                 generator = step_generator(seed, step * accumulate + micro)
-                data = _share(batch(step * accumulate + micro, generator), accelerator)
+                data = _share(batch(step * accumulate + micro, generator), accelerator, device)
                 with contextlib.nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
                     value, terms = loss(wrapped, data, generator)
                     if last and norms_every and done % norms_every == 0:
@@ -170,10 +191,14 @@ def fit(
             bar.update()
             due = checkpoint_every > 0 and done % checkpoint_every == 0
             due = due or (checkpoint_minutes > 0 and time.perf_counter() - saved > 60 * checkpoint_minutes)
+            stop = stop_asked()  # by a signal: the step is over, and a checkpoint keeps it
+            due = due or (stop is not None and accelerator.num_processes == 1)
             if due and checkpoints.folder and accelerator.is_main_process:
                 stop_if_failed()
                 checkpoints.save(done, training_state(*learnt), log_bytes)
                 saved = time.perf_counter()
+            if stop is not None:
+                raise Stopped(stop)
             if watch is not None and watch_every and done % watch_every == 0 and accelerator.is_main_process:
                 model.eval()
                 watch(done)
@@ -198,14 +223,14 @@ def _gradient_norms(terms: Terms, model: nn.Module) -> dict[str, Tensor]:
     return norms
 
 
-def _share(data: Any, accelerator: Accelerator) -> Any:
-    """Take this process's rows of a batch (a tensor, a mapping, anything that takes a slice) to its device."""
+def _share(data: Any, accelerator: Accelerator, device: torch.device) -> Any:
+    """Take this process's rows of a batch (a tensor, a mapping, anything that takes a slice) to `device`."""
     if (world := accelerator.num_processes) > 1:
         size = _size(data)
         check(size % world == 0, "batch", size, f"must be a multiple of the number of processes, {world}")
         rows = slice(accelerator.process_index * size // world, (accelerator.process_index + 1) * size // world)
         data = {k: v[rows] for k, v in data.items()} if isinstance(data, Mapping) else data[rows]
-    return send_to_device(data, accelerator.device, non_blocking=True)
+    return send_to_device(data, device, non_blocking=True)
 
 
 def _size(data: Any) -> int:

@@ -37,14 +37,15 @@ from kdcdiff.training.protocols import Recipe
 # --- the command ---------------------------------------------------------------------------------------------
 
 
-def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
-    """Run the recipe in `work` (resumable), then write `out`: pipeline, classifier, clip, logs, checksums."""
+def pretrain(work: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None:
+    """Run the recipe in `work` (resumable) on `device`; write `out`: pipeline, classifier, clip, logs, checksums."""
     base = load_flora("train", flora.BASE, recipe.images_per_class, recipe.seed)
     everything = load_flora("train", tuple(flora.SPECIES), recipe.extractor_images_per_class, recipe.seed)
     started = time.perf_counter()
 
     tokenizer = train_tokenizer(base.captions)
-    text = train_clip(base, tokenizer, recipe.clip_steps, recipe.clip_batch, recipe.seed, work / "text", "text")
+    clip_sizes = recipe.clip_steps, recipe.clip_batch
+    text = train_clip(base, tokenizer, *clip_sizes, recipe.seed, work / "text", "text", device)
     perceptual_net = train_classifier(
         base,
         recipe.perceptual_net_steps,
@@ -52,8 +53,9 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
         recipe.seed,
         work / "perceptual-net",
         "perceptual net",
+        device,
     )
-    vae = new_autoencoder(recipe.seed)
+    vae = new_autoencoder(recipe.seed).to(device)
     train_autoencoder(
         vae,
         base.images,
@@ -66,7 +68,7 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
         kl_weight=recipe.kl_weight,
         perceptual_weight=recipe.perceptual_weight,
     )
-    pipeline = assemble(vae, new_unet(recipe.seed), text_encoder_of(text), tokenizer)
+    pipeline = assemble(vae, new_unet(recipe.seed), text_encoder_of(text), tokenizer).to(device)
     train_unet(
         pipeline,
         encode_set(pipeline, base),
@@ -79,18 +81,10 @@ def pretrain(work: Path, out: Path, recipe: Recipe) -> None:
         folder=work / "unet",
     )
     classifier = train_classifier(
-        everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier"
+        everything, recipe.classifier_steps, recipe.classifier_batch, recipe.seed, work / "classifier", device=device
     )
     clip_tokenizer = train_tokenizer(everything.captions)
-    clip = train_clip(
-        everything,
-        clip_tokenizer,
-        recipe.clip_steps,
-        recipe.clip_batch,
-        recipe.seed + 1,
-        work / "clip",
-        "clip",
-    )
+    clip = train_clip(everything, clip_tokenizer, *clip_sizes, recipe.seed + 1, work / "clip", "clip", device)
 
     seconds = round(time.perf_counter() - started)
     publish(

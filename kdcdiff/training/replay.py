@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kdcdiff.data.latents import Origin
+from kdcdiff.data.origin import Origin
 from kdcdiff.errors import UserError, check
+from kdcdiff.manifest import sealed
 from kdcdiff.provenance import sha256_file
 
 # --- what stays ----------------------------------------------------------------------------------------------
@@ -313,7 +314,7 @@ class LatentReplayBuffer:
         save_file({k: v.contiguous() for k, v in index.items()}, folder / "index.partial")
         digests = {name: sha256_file(folder / f"{name}.partial") for name in ("rows", "index")}
         words = {name: getattr(self, name) for name in ("capacity", *_SETTINGS, "shape", "dtype", "origin", "counts")}
-        words |= {"texts": self._texts, "sha256": digests}
+        words = sealed(words | {"texts": self._texts, "files": digests})
         files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in digests.items()}
         for name, file in files.items():
             os.replace(folder / f"{name}.partial", file)
@@ -329,11 +330,15 @@ class LatentReplayBuffer:
         folder = Path(folder)
         try:
             words: dict[str, Any] = json.loads((folder / "buffer.json").read_text())
-            files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in words["sha256"].items()}
+            whole = sealed(words)["sha256"] == words["sha256"]
+            check(whole, "buffer", str(folder), "buffer.json does not match its checksum: cut short or altered")
+            files = {name: folder / f"{name}-{digest[:16]}.safetensors" for name, digest in words["files"].items()}
             found = {name: sha256_file(path) for name, path in files.items()}
-        except (OSError, ValueError, KeyError) as error:
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"buffer={str(folder)!r}: cannot be read ({error})") from error
-        for name, digest in words["sha256"].items():
+        for name, digest in words["files"].items():
             problem = f"{files[name].name} does not match its checksum: cut short or altered"
             check(found[name] == digest, "buffer", str(folder), problem)
         buffer = cls(words["capacity"], disk=disk, **{name: words[name] for name in _SETTINGS})

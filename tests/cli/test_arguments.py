@@ -103,5 +103,5 @@ def test_what_is_wrong_is_one_line_and_costs_no_import(tmp_path):
 
 
 def test_every_command_that_computes_takes_a_device():
-    for command in ("generate", "distill", "evaluate", "complexity"):
+    for command in ("generate", "distill", "evaluate", "complexity", "continual", "encode", "pretrain", "run"):
         assert "--device" in cli.parser_for(command)._subparsers._group_actions[0].choices[command].format_help()

@@ -65,9 +65,7 @@ def test_flora_as_a_source():
         flora.NOVEL,
     ) and source.classes == flora.BASE + flora.NOVEL
     assert source.checksum() == sources.open_source("flora", seed=3).checksum()
-    small = sources.open_source("flora", size=32)
-    assert (source.size, small.size) == (64, 32)
-    part = small.load("train", ("daisy", "rose"), 2)
+    part = source.load("train", ("daisy", "rose"), 2, size=32)
     assert part.images.shape == (4, 3, 32, 32) and part.masks.shape == (4, 32, 32)
 
 
@@ -82,20 +80,18 @@ def test_a_folder_splits_its_classes_into_base_and_novel(folder):
     )
     fewer = sources.open_source(str(folder), classes=4)
     assert fewer.classes == ("orange tip", "peacock", "red admiral", "small_copper")
-    images = source.load("train", source.classes, 6)
+    images = source.load("train", source.classes, 6, size=64)
     assert images.images.shape == (30, 3, 64, 64) and images.images.dtype == torch.uint8
     assert images.captions[0] == "a photo of an orange tip" and images.captions[-7] == "a photo of a small copper"
-    assert len(source.load("test", source.base, 100)) == 9
-    large = sources.open_source(str(folder), size=80)
-    assert large.load("test", large.novel, 1).images.shape == (2, 3, 80, 80)
-    assert large.checksum() == source.checksum()
+    assert len(source.load("test", source.base, 100, size=64)) == 9
+    assert source.load("test", source.novel, 1, size=80).images.shape == (2, 3, 80, 80)
 
 
 def test_a_class_folder_may_be_a_link(folder):
     (folder / "train" / "wall").rename(folder / "elsewhere")
     (folder / "train" / "wall").symlink_to(folder / "elsewhere")
     assert "wall" in sources.folder_classes(folder)
-    assert len(sources.load_folder(folder, "train", ["wall"], 100)) == 10
+    assert len(sources.load_folder(folder, "train", ["wall"], 100, size=64)) == 10
 
 
 def test_only_pictures_count_for_the_checksum(folder):
@@ -108,17 +104,17 @@ def test_only_pictures_count_for_the_checksum(folder):
 def test_captions_of_the_imagefolder_convention(folder):
     with open(folder / "train" / "metadata.csv", "w", newline="") as f:
         csv.writer(f).writerows([("file_name", "text"), ("peacock/000.jpg", "four eyes on a leaf")])
-    captions = sources.load_folder(folder, "train", ["peacock"], 2).captions
+    captions = sources.load_folder(folder, "train", ["peacock"], 2, size=64).captions
     assert captions == ("four eyes on a leaf", "a photo of a peacock")
     (folder / "train" / "metadata.csv").write_text("file_name,class\npeacock/000.jpg,peacock\n")
     with pytest.raises(UserError, match="^metadata.csv='.*metadata.csv': needs the columns file_name and text$"):
-        sources.load_folder(folder, "train", ["peacock"], 2)
+        sources.load_folder(folder, "train", ["peacock"], 2, size=64)
 
 
 def test_one_unreadable_image_is_named_and_skipped(folder, capsys):
     write_images(folder / "train" / "wall", 30)
     (folder / "train" / "wall" / "007.jpg").write_bytes(b"not an image")
-    images = sources.load_folder(folder, "train", ["wall"], 100)
+    images = sources.load_folder(folder, "train", ["wall"], 100, size=64)
     assert len(images) == 29 and len(images.captions) == 29
     assert "skipped 1 of 30 images that cannot be read: train/wall/007.jpg" in capsys.readouterr().out
 
@@ -130,7 +126,7 @@ def test_many_unreadable_images_are_refused(folder):
         UserError,
         match=r"2 of 10 images cannot be read \(train/wall/001.jpg, train/wall/002.jpg\); at most 5% may be",
     ):
-        sources.load_folder(folder, "train", ["wall"], 100)
+        sources.load_folder(folder, "train", ["wall"], 100, size=64)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +186,8 @@ def test_oxford_102_becomes_an_image_folder_in_the_official_splits(tmp_path, mon
     names = sources.folder_classes(folder, least=8)
     assert len(names) == 3 and "pink primrose" in names
     assert (
-        len(sources.load_folder(folder, "train", names, 100)) == 24
-        and len(sources.load_folder(folder, "test", names, 100)) == 12
+        len(sources.load_folder(folder, "train", names, 100, size=64)) == 24
+        and len(sources.load_folder(folder, "test", names, 100, size=64)) == 12
     )
 
 
@@ -217,7 +213,7 @@ def test_the_caption_template(name, caption):
 
 
 def test_views_are_the_pictures_and_seeded_crops_of_them():
-    pictures = sources.open_source("flora").load("train", ("daisy", "rose"), 3)
+    pictures = sources.open_source("flora").load("train", ("daisy", "rose"), 3, size=64)
     views = pictures.views(3, seed=1)
     assert len(views) == 18 and views.captions == pictures.captions * 3 and views.masks is None
     assert torch.equal(views.images[:6], pictures.images) and torch.equal(views.labels, pictures.labels.repeat(3))

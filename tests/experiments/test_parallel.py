@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import psutil
@@ -46,7 +47,38 @@ def test_the_first_error_ends_the_call_with_its_line(opened):
         parallel.run_stages(class_by_class, run, [(("dragon",), {}), (("wyvern",), {"repetition": 1})])
 
 
-def test_on_a_gpu_nothing_is_made_ahead(opened):
+class Inline:
+    """A pool that does its work at once, and remembers how its workers would begin."""
+
+    def __init__(self, count, context, begin, given):
+        Inline.count, Inline.given = count, given
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *own):
+        done = Future()
+        done.set_result(function(*own))
+        return done
+
+
+def test_each_gpu_has_a_worker_of_its_own(opened, monkeypatch):
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    seen = []
+    run = dataclasses.replace(opened(processes=8), device="cuda")
+    parallel.run_stages(lambda run, number: seen.append((run.device, number)), run, [((k,), {}) for k in range(3)])
+    assert seen == [("cuda", 0), ("cuda", 1), ("cuda", 2)] and Inline.count == 2
+    assert [Inline.given[0].get() for _ in range(2)] == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert parallel._gpus() == ["3", "5"]
+
+
+def test_on_one_gpu_nothing_is_made_ahead(opened, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     run = opened(processes=2)
     parallel.run_stages(stages.images, dataclasses.replace(run, device="cuda"), [(("train",), {}), (("test",), {})])
     assert not list(run.store.root.glob("*/manifest.json"))

@@ -11,7 +11,8 @@ import pytest
 from kdcdiff import experiments
 from kdcdiff.experiments import ablation, continual, paper_tables, stages
 from kdcdiff.experiments.run import open_run
-from kdcdiff.store import Artifact, Store, content_key
+from kdcdiff.manifest import content_key
+from kdcdiff.store import Artifact, Store
 from kdcdiff.training.losses import KDCLoss
 
 ROOMS = sorted(Path(experiments.__path__[0]).glob("*.py"))
@@ -117,7 +118,7 @@ def test_the_work_of_a_stage_sees_its_settings_and_what_it_reads(outer, make):
     """No size or seed reaches it around the key: `run` is only asked for its source, its device and other stages."""
     for node in ast.walk(make):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "run":
-            assert node.attr in ("source", "place"), f"reads run.{node.attr}"
+            assert node.attr in ("source", "place", "device"), f"reads run.{node.attr}"
         if isinstance(node, ast.Call) and any(isinstance(a, ast.Name) and a.id == "run" for a in node.args):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
             assert called in READERS, f"hands the run to {called}"

@@ -165,6 +165,24 @@ def test_methods_part_ways_only_when_there_is_something_to_replay(tmp_path):
     assert torch.equal(naive[0], replay[0]) and not torch.equal(naive[1], replay[1])
 
 
+def test_what_is_known_before_is_old_from_the_first_class_on(tmp_path):
+    ends, heard = {}, {}
+    for method in ("naive", "latent-replay", "ewc"):
+        unet, first = tiny(), heard.setdefault(method, [])
+        after = lambda stage, unet, first=first: first.append(unet.conv_in.weight.detach().clone())  # noqa: E731
+        ends[method] = continual.learn(
+            unet, latent_set(), ("b", "c"), DDIMScheduler(**SCHEDULER), method, base=("a",), steps=2, batch=4, lr=1e-3,
+            capacity=6, folder=tmp_path / method, after_stage=after,
+        )  # fmt: skip
+    assert not torch.equal(heard["naive"][0], heard["latent-replay"][0]), "the base class is replayed"
+    assert not torch.equal(heard["naive"][0], heard["ewc"][0]), "and held by its Fisher information"
+    assert ends["latent-replay"] == 6 * 2 * 4 * 4 * 2 and ends["naive"] == 0
+    with pytest.raises(UserError, match="are known already"):
+        continual.learn(
+            tiny(), latent_set(), ("a",), DDIMScheduler(**SCHEDULER), "naive", base=("a",), steps=1, folder=tmp_path
+        )
+
+
 def test_the_memory_is_paid_for_by_replay_alone(tmp_path):
     assert learn_tiny(tmp_path / "n", "naive")[1] == 0
     assert learn_tiny(tmp_path / "r", "latent-replay")[1] == 6 * 2 * 4 * 4 * 2  # rows x channels x 4 x 4 x fp16

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from kdcdiff.data.latents import Origin
+from kdcdiff.data.origin import Origin
 from kdcdiff.errors import UserError
 from kdcdiff.training.replay import CODECS, POLICIES, LatentReplayBuffer
 
@@ -295,3 +295,10 @@ def test_a_buffer_on_disk_holds_a_few_numbers_per_latent_and_nothing_else(tmp_pa
         buffer.add_class(str(k), latents.expand(500, -1, -1, -1), [f"a {k}"] * 500)
     assert len(buffer) == 20_000
     assert live() - before <= 40 * len(buffer), "place, key and caption, and the list of all places"
+
+
+def test_reading_the_module_does_not_import_diffusers():
+    """Whose libraries weigh more than most memories."""
+    code = "import sys, kdcdiff.training.replay; print('diffusers' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
