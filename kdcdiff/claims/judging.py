@@ -110,7 +110,7 @@ def _judged(claim: Claim, known: Mapping[str, Evidence], factor: float) -> Verdi
     used = tuple(dict.fromkeys(checker.read))
     read = [known[name] for name in used]
     tier, dataset = (", ".join(dict.fromkeys(getattr(r, key) for r in read)) for key in ("profile", "dataset"))
-    measured = {"scale": _scale(read), "evidence": used, "tier": tier, "dataset": dataset}
+    measured: dict[str, Any] = {"scale": _scale(read), "evidence": used, "tier": tier, "dataset": dataset}
     if record.MEANINGLESS in {r.profile for r in read}:
         why = f"measured at {record.MEANINGLESS}, where figures mean nothing"
         return Verdict(claim, NOT_TESTED, f"{why}; it would take {claim.needs}", **measured)
