@@ -24,6 +24,17 @@ BIN   := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.kdcdiff-packages
 READY := $(VENV)/.kdcdiff-ready
 
+# What pip says, as one line that is written over: a bar of the packages seen so far, and its last words.
+define BAR
+seen=0
+while IFS= read -r line; do
+  case $$line in Collecting*|"Requirement already"*) seen=$$((seen < $$1 ? seen + 1 : $$1));; esac
+  printf "\r\033[Ksetup: [%-20s] %.72s" "$$(printf "%.$$((20 * seen / $$1))s" '####################')" "$$line"
+done
+echo
+endef
+export BAR
+
 .PHONY: help setup book notebooks test test-pages test-faults lint serve bench clean
 .DEFAULT_GOAL := help
 
@@ -56,7 +67,10 @@ $(BIN)/python:
 
 $(STAMP): requirements.lock | $(BIN)/python
 	@echo "setup: installing $$(grep -c == requirements.lock) pinned packages (the first time: a few minutes, about 2 GB)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.lock
+	@mkdir -p _build
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock; \
+	  echo "exit $$?"; } 2>&1 | tee _build/setup.log | sh -c "$$BAR" bar $$(grep -c == requirements.lock)
+	@tail -n 1 _build/setup.log | grep -qx 'exit 0' || { tail -n 20 _build/setup.log >&2; exit 1; }
 	@$(BIN)/python -m pip check
 	@touch $@
 

@@ -48,7 +48,7 @@ def figures(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in glued.items():
         if {f"{name}.low", f"{name}.high"} <= glued.keys():
-            found[name] = Estimate(*(float(glued[key]) for key in (name, f"{name}.low", f"{name}.high")))
+            found[name] = Estimate(float(text), float(glued[f"{name}.low"]), float(glued[f"{name}.high"]))
         else:
             found[name] = text
     return found
