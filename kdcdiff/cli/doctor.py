@@ -6,7 +6,6 @@ What is quick comes first, and torch is loaded only for the items that ask it. E
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from packaging.requirements import Requirement
 
 from kdcdiff import __version__
 from kdcdiff.errors import UserError
-from kdcdiff.provenance import commit, sha256_file
+from kdcdiff.provenance import commit
 
 PYTHON = (3, 11)
 DISK = 2.0  # GiB that must be free: the store and the pages of a book at mini, with room for another
@@ -98,22 +97,14 @@ def _store(args: argparse.Namespace) -> str:
         return f"{args.artifacts}: none yet; it can be made"
 
     from kdcdiff.store import Store
+    from kdcdiff.upkeep import entries
 
     Store(root, say=lambda _: None)  # refuses a folder that cannot be written
-    manifests = sorted(root.glob("*/manifest.json"))
-    damaged = [path.parent.name for path in manifests if not _is_whole(path)]
+    found = [entry for entry in entries(root, hashed=True) if entry.state in ("published", "damaged")]
+    damaged = [entry.name for entry in found if entry.fault]
     if damaged:
         raise Fault(f"damaged, and made again when asked for: {', '.join(damaged)}")
-    return f"{args.artifacts}: writable, {len(manifests)} artifacts, all whole"
-
-
-def _is_whole(manifest: Path) -> bool:
-    """Tell whether each file beside a manifest has the checksum that it gives."""
-    try:
-        files = json.loads(manifest.read_text())["files"]
-        return all(sha256_file(manifest.parent / name) == entry["sha256"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return f"{args.artifacts}: writable, {len(found)} artifacts, all whole"
 
 
 def _disk(args: argparse.Namespace) -> str:
