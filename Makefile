@@ -97,7 +97,7 @@ test: $(READY)
 
 test-pages: $(READY)
 	@test -f _build/html/index.html || { echo "test-pages: no book yet; make book renders it" >&2; exit 1; }
-	@$(BIN)/python -m pytest -q tests/book/browser.py
+	@$(BIN)/python -m pytest -q --noconftest tests/book/browser.py
 
 test-faults: $(READY)
 	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"

@@ -18,7 +18,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ..conftest import REPO
+from ..imports import REPO
 
 HTML = Path(os.environ.get("PAGES", REPO / "_build" / "html")).resolve()
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
