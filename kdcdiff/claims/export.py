@@ -111,7 +111,8 @@ def _own(verdicts: list[Verdict], evidence: Mapping[str, Evidence]) -> dict[str,
         p = "" if v.p is None else f"{v.p:.3g}"
         judged.append([c.id, v.outcome, v.threshold, p, v.tier, v.dataset, v.reason, " ".join(v.evidence)])
     used = sorted({name for v in verdicts for name in v.evidence})
-    bodies = (claims, judged, [record.line(name, evidence[name]) for name in used], sentences)
+    read = [record.line(name, evidence[name]) for name in used]
+    bodies: tuple[Iterable[Any], ...] = (claims, judged, read, sentences)
     return {name: _csv([list(SCHEMA[name]), *body]) for name, body in zip(SCHEMA, bodies, strict=True)}
 
 

@@ -14,12 +14,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from kdcdiff.errors import UserError
 from kdcdiff.experiments.run import Run
 from kdcdiff.store import Store
 
@@ -48,6 +50,9 @@ def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], descr
         try:
             for future in tqdm(as_completed(futures), total=len(futures), desc=describe or stage.__name__):
                 future.result()
+        except BrokenProcessPool:
+            told = "a worker was killed (out of memory?); what it had finished is kept, so run it again, with fewer"
+            raise UserError(f"processes={count}: {told}") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

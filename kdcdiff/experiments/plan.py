@@ -130,7 +130,7 @@ class _Planned(Run):
             names = tuple(f"class {number:03d}" for number in range(1, OXFORD_CLASSES + 1))[: self.profile.classes]
             split = (3 * len(names) + 4) // 5
             return _Unread(self.dataset, DOWNLOADS / self.dataset, names[:split], names[split:])
-        own = Run.source.func(self)
+        own = super().source
         return _Unread(own.name, own.root, own.base, own.novel, own.seed)
 
 

@@ -71,7 +71,7 @@ def check_index(folder: Path) -> None:
     try:
         index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        told = f"its model_index.json cannot be read ({type(error).__name__})"
+        told = f"cannot be loaded (its model_index.json is no JSON object: {type(error).__name__})"
         raise UserError(f"pipeline={str(folder)!r}: {told}") from None
     named = index.get("_class_name")
     check(named == "StableDiffusionPipeline", "pipeline", str(folder), f"is a {named}, not a StableDiffusionPipeline")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,10 @@ def train_clip(
 
     It sees them at its own size.
     """
-    model = new_clip(tokenizer, seed).to(device)
-    images = images.resized(model.config.vision_config.image_size)
+    model = new_clip(tokenizer, seed)
+    nn.Module.to(model, device)  # transformers wraps its own in a way that type checkers do not read
+    vision: Any = model.config.vision_config
+    images = images.resized(vision.image_size)
     unique = sorted(set(images.captions))
     tokens = tokenize(tokenizer, unique)
     caption_ids = torch.tensor([unique.index(c) for c in images.captions])

@@ -99,7 +99,12 @@ def test_the_base_classes_are_in_the_memory_from_the_first_class_on(words, monke
 
     monkeypatch.setattr(replay.LatentReplayBuffer, "add_class", note)
     monkeypatch.setattr(command, "_scores", lambda drawn, *own: dict.fromkeys(drawn.classes, 1.0))
-    monkeypatch.setattr("kdcdiff.training.continual.fit", lambda *own, **named: kept.append("fit"))
+
+    def fit(*own, folder, **named):
+        folder.mkdir(parents=True)
+        kept.append("fit")
+
+    monkeypatch.setattr("kdcdiff.training.continual.fit", fit)
     assert cli.main(words) == 0
     assert kept == ["fern", "fit", "rose", "fit", "iris"]
 

@@ -1,4 +1,4 @@
-"""A book whose run is ended from outside: no kernel stays, nothing half-made is taken for finished, and it goes on."""
+"""A book whose run, or one of whose workers, is ended from outside: nothing stays, and nothing half-made counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,8 @@ import pytest
 
 from kdcdiff.book.staging import is_current
 from kdcdiff.book.toc import Book
+from kdcdiff.errors import UserError
+from kdcdiff.experiments import parallel
 
 from ..conftest import REPO
 
@@ -45,3 +49,17 @@ def test_a_run_that_is_ended_leaves_no_kernel_and_nothing_that_counts_as_run(sma
     book = Book(root)
     assert not is_current(book, book.chapters()[0])
     assert not list(root.glob("_build/.*")) and not list(root.glob("_build/staged/notebooks/.*"))
+
+
+def test_a_worker_that_is_killed_is_one_line(opened, monkeypatch):
+    class Killed(parallel.ProcessPoolExecutor):
+        """A pool that lost a worker, as the system reports it."""
+
+        def submit(self, *call, **named):
+            future: Future = Future()
+            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+            return future
+
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Killed)
+    with pytest.raises(UserError, match="processes=2: a worker was killed"):
+        parallel.run_stages(print, opened(processes=2), [((1,), {}), ((2,), {})])
