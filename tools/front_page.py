@@ -30,8 +30,8 @@ TEXT = (  # a paragraph or an item each; {name:format} is a figure
     "{student.kdc-described.class_accuracy:.2f} of its images, its teacher in {teacher.class_accuracy:.2f}.",
     "- After as many steps, BK-SDM's base network is at {student.bk-sdm-base.class_accuracy:.2f} with its teacher's "
     "weights and at {student.bk-sdm-base-random.class_accuracy:.2f} without.",
-    "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share of "
-    "its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
+    "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share "
+    "of its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
 )
 
 
