@@ -1,8 +1,6 @@
 """The papers' tables in small: which rows there are, that styles change the look and no more, what a row's model is."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,23 +143,3 @@ def test_agreement_is_spearmans_over_the_printed_rows_alone():
     found = paper_tables.agreement(lines, figures, "flowers", "FID")
     assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
     assert found.low < found.value < found.high <= 1
-
-
-def test_the_page_on_photographs_prints_what_was_recorded():
-    book = Path(__file__).resolve().parents[2] / "book"
-    recorded = json.loads((book / "results" / "butterflies.json").read_text())["results"]
-    page = (book / "photographs.md").read_text()
-    lines = [line.split("|")[1:7] for line in page.splitlines() if line.startswith("| `")]
-    assert len(lines) == 21
-    for name, *cells in lines:
-        key = f"tables.butterflies.{name.strip(' `').replace('>', '-to-')}"
-        for metric, cell in zip(("class_accuracy", "fid", "kid", "clip", "perceptual"), cells, strict=True):
-            figure, value = recorded[f"{key}.{metric}"], cell.split("±")[0].strip()
-            assert f"{figure['value']:.{len(value.split('.')[1])}f}" == value and figure["n"] == 3
-    runs = [[cell.strip() for cell in line.split("|")[1:6]] for line in page.splitlines() if line.count("|") == 6]
-    methods = [cells for cells in runs if f"continual.{cells[0]}.average_accuracy" in recorded]
-    assert len(methods) == 8
-    for name, _, *cells in methods:
-        for figure, cell in zip(("average_accuracy", "forgetting", "first_class_accuracy"), cells, strict=True):
-            key = f"continual.{name}.{figure}"
-            assert cell.split(" ")[0] == (f"{recorded[key]['value']:.2f}" if key in recorded else "")
