@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the verdicts, or write them where asked to; 1 where one differs from the record."""
     evidence: Mapping[str, Evidence] = Results.load(args.results) if args.results.exists() else record.evidence()
+    if args.record:  # smoke tests the code and measures nothing
+        evidence = {name: result for name, result in evidence.items() if result.profile != record.MEANINGLESS}
     verdicts = judge_all(evidence)
     if args.record:
         record.write(verdicts, evidence, tables.DATA)

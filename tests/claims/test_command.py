@@ -79,6 +79,17 @@ def test_the_record_is_written_as_it_is_read(tmp_path):
         assert (tmp_path / name).read_text(encoding="utf-8") == tables.data_text(name)
 
 
+def test_what_was_measured_at_smoke_does_not_go_on_record(tmp_path, monkeypatch):
+    results = Results(tmp_path / "results.json")
+    for name, value in (("student", 0.2), ("chance", 0.9)):
+        where = {"profile": "smoke", "dataset": "flora", "chapter": "attention"}
+        results.record(f"attention.{name}.coverage", around(value, 0.05, n=100), **where)
+    written = []
+    monkeypatch.setattr(record, "write", lambda verdicts, evidence, folder: written.append((evidence, folder)))
+    assert command("--record", "--results", str(results.path)) == 0
+    assert written == [({}, tables.DATA)]
+
+
 # ---- the data set
 
 
