@@ -312,3 +312,23 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def claim(path: Path, settings: Mapping[str, Any], holds: str) -> None:
+    """Note in `path` what its folder is used for, so that the same command goes on there and no other does.
+
+    UserError: the note cannot be read, or the folder `holds` something of other settings.
+    """
+    own = json.loads(json.dumps(settings, default=str))
+    if not path.is_file():
+        write_atomically(path, json.dumps(own, indent=1))
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        line = f"folder={str(path.parent)!r}: its {path.name} cannot be read; choose another folder"
+        raise UserError(line) from error
+    differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in own.items() if there.get(k) != v)
+    check(not differ, "folder", str(path.parent), f"holds {holds} ({differ}); choose another folder")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kdcdiff.errors import UserError
 from kdcdiff.manifest import canonical, content_key
 from kdcdiff.provenance import sha256_file
-from kdcdiff.store import Store
+from kdcdiff.store import Store, claim
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -283,3 +283,16 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path):
 def test_a_stage_name_cannot_leave_the_root(tmp_path):
     with pytest.raises(ValueError, match="letters, digits"):
         Store(tmp_path).get("../outside", write("x"))
+
+
+def test_a_folder_is_claimed_by_the_settings_of_one_command(tmp_path):
+    note = tmp_path / "out" / "settings.json"
+    claim(note, {"steps": 3, "path": Path("a"), "sizes": (1, 2)}, "the work of another command")
+    before = note.read_bytes()
+    claim(note, {"steps": 3, "path": Path("a"), "sizes": (1, 2)}, "the work of another command")
+    with pytest.raises(UserError, match=r"holds the work of another command \(steps=3, not 4\)"):
+        claim(note, {"steps": 4}, "the work of another command")
+    assert note.read_bytes() == before and [f.name for f in note.parent.iterdir()] == ["settings.json"]
+    note.write_bytes(before[:9])
+    with pytest.raises(UserError, match="its settings.json cannot be read; choose another folder"):
+        claim(note, {"steps": 3}, "the work of another command")

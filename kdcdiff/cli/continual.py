@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdcdiff.cli import arguments
 from kdcdiff.cli.arguments import decay, one_of, positive, weight, whole
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from kdcdiff.metrics.forgetting import Record
     from kdcdiff.models.export import learnt_card, name_of, save_distilled
     from kdcdiff.models.pipeline import at_resolution, image_size, load_pipeline
+    from kdcdiff.store import claim
     from kdcdiff.training import continual
 
     device, source = arguments.device_of(args), open_training(args.data)
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     both = sorted(set(base) & set(order))
     check(not both, "classes", ", ".join(both), "are among those of --base")
     work = args.out.with_name(args.out.name + ".work")
-    _claim(work, {name: value for name, value in vars(args).items() if name not in ("out", "device", "run")})
+    asked = {name: value for name, value in vars(args).items() if name not in ("out", "device", "run")}
+    claim(work / "settings.json", asked, "the work of another command")
 
     pipeline = load_pipeline(args.student).to(device)
     size = image_size(at_resolution(pipeline, args.resolution or image_size(pipeline)))
@@ -123,19 +124,6 @@ def run(args: argparse.Namespace) -> int:
     save_distilled(pipeline, card, args.out)
     print(f"pipeline written to {args.out}; sheets and the matrix of accuracies are in {work}")
     return 0
-
-
-def _claim(work: Path, settings: dict[str, Any]) -> None:
-    """Note in a new `work` folder what is being done there. UserError: something else is."""
-    path, told = work / "settings.json", json.dumps(settings, indent=1, default=str)
-    if path.is_file():
-        there, own = json.loads(path.read_text()), json.loads(told)
-        differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in own.items() if there.get(k) != v)
-        allowed = f"holds the work of another command ({differ}); give that one again, or remove the folder"
-        check(not differ, "work", str(work), allowed)
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(told)
 
 
 def _encoded(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:

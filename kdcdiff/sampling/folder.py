@@ -18,8 +18,9 @@ from torchvision.utils import make_grid
 
 from kdcdiff.data.image_folder import METADATA, read_metadata
 from kdcdiff.data.image_set import check_images
-from kdcdiff.errors import UserError, check
+from kdcdiff.errors import check
 from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, most_at_once, stream, warn_of
+from kdcdiff.store import claim
 
 COLUMNS = ("file_name", "text", "seed", "index", "class", "scheduler", "fault")  # two first: datasets' imagefolder
 SETTINGS = "generation.json"
@@ -49,7 +50,9 @@ def generate_to_folder(
     folder = Path(folder)
     asked = hashlib.sha256(json.dumps([list(prompts), list(classes)]).encode()).hexdigest()[:16]
     own = {"scheduler": scheduler, "images": len(prompts), "pipeline": fingerprint(pipeline), "prompts": asked}
-    _claim(folder, asdict(sampling) | own)
+    if not (folder / SETTINGS).is_file():
+        check(not (folder / METADATA).exists(), "folder", str(folder), "holds other images; choose another folder")
+    claim(folder / SETTINGS, asdict(sampling) | own, "images of other settings")
 
     names = [(f"{name}/" if name else "") + f"{i:06d}.png" for i, name in enumerate(classes)]
     wanted = {names[i]: (text, str(sampling.seed), str(i), classes[i], scheduler) for i, text in enumerate(prompts)}
@@ -111,25 +114,6 @@ def fingerprint(pipeline: StableDiffusionPipeline) -> str:
             head = value.flatten()[:64].float().cpu().numpy().tobytes()
             digest.update(f"{part}.{name}{tuple(value.shape)}".encode() + head)
     return digest.hexdigest()[:16]
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write `settings` into a new folder; UserError where it holds images of others."""
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(there, dict):
-                raise ValueError
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"folder={str(folder)!r}: its {SETTINGS} cannot be read; choose another folder") from error
-        differ = ", ".join(f"{k}={there.get(k)!r}, not {v!r}" for k, v in settings.items() if there.get(k) != v)
-        allowed = f"holds images of other settings ({differ}); choose another folder"
-        check(not differ, "folder", str(folder), allowed)
-        return
-    check(not (folder / METADATA).exists(), "folder", str(folder), "holds other images; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def save_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str], file: Path, columns: int = 4) -> None:
