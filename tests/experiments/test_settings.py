@@ -54,7 +54,7 @@ def asked(request, tmp_path_factory):
         lambda: stages.generated_artifact(run, "kdc-described"),
         lambda: stages.full_size_seconds(run, ["sd-1"], 2),
         lambda: stages.amputated(run, 2),
-        lambda: first_steps.first_steps(run),
+        lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
