@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,6 +36,7 @@ def first_steps_artifact(run: Run) -> Artifact:
         whole = pipeline.unet
 
         def draw(frame: str, drawing: StableDiffusionPipeline) -> None:
+            drawing.unet.to(memory_format=torch.channels_last)  # as training has it: the same sums in the same order
             drawn = stages.draw(drawing, known, classes, 1, seed=seed, steps=sampler_steps, guidance=guidance)
             save_file({"images": drawn.images.contiguous()}, folder / f"{frame}.safetensors")
 
