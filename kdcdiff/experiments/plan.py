@@ -188,7 +188,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k)
-    for method in (*continual.OTHERS, "pixel-replay"):
+    for method in (*continual.OTHERS, *continual.PICTURES):
         yield partial(continual.class_by_class, run, method)
     for capacity in p.capacities:
         yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, continual, first_steps, paper_tables, stages
+from kdcdiff.experiments import ablation, continual, first_steps, paper_tables, plan, stages
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
+from kdcdiff.training.continual import METHODS
 from kdcdiff.training.losses import KDCLoss
 
 ROOMS = sorted(Path(experiments.__path__[0]).glob("*.py"))
@@ -103,6 +104,20 @@ def test_what_drifted_once_is_in_the_keys(asked):
     for stage in ("ablation", "class-by-class"):
         _, _, inputs, external = asked[stage]
         assert ("classifier" in inputs) == own and "assets" in external, stage
+
+
+def test_methods_differ_in_their_name_and_in_no_other_setting(tmp_path):
+    """A method's own codec is in its name: what stores hold of the others keeps its key."""
+    run = open_run("smoke", "flora", 0, tmp_path)
+    store = plan._Noting()
+    run = dataclasses.replace(run, store=store)
+    for method in METHODS:
+        with contextlib.suppress(FileNotFoundError):
+            continual.class_by_class(run, method, capacity=3)
+    asked = [one.settings for one in store.asked.values() if one.stage == "class-by-class"]
+    assert [settings["method"] for settings in asked] == list(METHODS)
+    assert all({**settings, "method": ""} == {**asked[0], "method": ""} for settings in asked)
+    assert asked[0]["codec"] == "fp16" and continual.PICTURES.keys() == {m for m, own in METHODS.items() if own.codec}
 
 
 def works():
