@@ -26,6 +26,7 @@ COMMANDS = {  # the command's file, and what it does
     "encode": "write pictures and captions into a latents cache",
     "distill": "train a student on its teacher's knowledge",
     "continual": "teach a student new classes, one after another",
+    "personalize": "teach a pipeline one subject, from a few pictures",
     "generate": "draw pictures from a pipeline into a folder",
     "evaluate": "measure generated pictures against real ones",
     "doctor": "check what the book needs, item by item",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 from kdcdiff.errors import UserError, check
 
@@ -25,6 +27,16 @@ def read_table(path: Path, word: str) -> tuple[list[str], list[dict[str, str]]]:
     except csv.Error as error:
         raise UserError(f"{word}={str(path)!r}: cannot be read as a table ({error})") from None
     return list(table.fieldnames or ()), rows
+
+
+def read_json(path: Path, word: str) -> Any:
+    """Read a JSON file. UserError: it cannot be read as one."""
+    try:
+        return json.loads(_text(path, word))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{word}={str(path)!r}: cannot be read as JSON ({error})") from None
 
 
 def checked_text(text: str, word: str) -> str:

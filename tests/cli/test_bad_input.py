@@ -142,6 +142,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 # --- commands ----------------------------------------------------------------------------------------------------
 
 DISTILL, DRAW = ["distill", "--out", "new"], ["generate", "flora", "--out", "new", "--prompts"]
+OWN = ["personalize", "--pipeline", "flora", "--noun", "flower", "--out", "new", "--subject"]
 CUT, PULL = ["shrink", "--map", "--variant", "original"], ["store", "pull"]
 COMMANDS: list[tuple[list[str], str]] = [
     ([], "arguments are required"),
@@ -222,6 +223,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     ([*DRAW, "rose " * 10_000], "has 50,000 characters"),
     *[([*DRAW, f"{name}.txt"], "prompts=") for name in (
         "nowhere", "empty", "blank", "latin", "nul", "long", "folder", "a name, with é")],
+    *[([*DRAW, f"{name}.json"], "captions=") for name in ("empty", "list", "deep", "latin", "text")],
     *[([*DRAW, f"{name}.csv"], "prompts=") for name in ("nowhere", "empty", "bare", "rows", "utf16", "huge")],
     *[([*DRAW, f"{name}.csv"], "class=") for name in ("up", "slash", "dot", "wide", "esc", "nul")],
     *[([*DRAW, "a rose", option, value], option) for option, value in (
@@ -230,6 +232,13 @@ COMMANDS: list[tuple[list[str], str]] = [
     *[(["generate", name, "--out", "new", "--prompts", "a rose"], "pipeline=") for name in (
         "fauna", "folder", "index-text", "index-list", "index-deep", "index-other", "index-os", "index-own",
         "index-code", "a/b/c")],
+    (OWN[:-1], "required: --subject"),
+    ([*OWN, "nowhere"], "must be a folder of images"),
+    ([*OWN, "folder"], "must hold images"),
+    *[([*OWN, "folder", option, value], option) for option, value in (
+        ("--noun", ""), ("--noun", "two words"), ("--token", "<s>"), ("--steps", "0"), ("--batch", "0"),
+        ("--lr", "nan"), ("--prior-images", "0"), ("--prior-weight", "-1"), ("--lora", "0"), ("--images", "1"),
+        ("--extractor", "vgg"), ("--pipeline", "fauna"), ("--out", "folder"))],
     (["evaluate", "nowhere", "folder"], "must be a folder of images"),
     (["evaluate", "folder"], "required: real"),
     (["evaluate", "folder", "folder", "--extractor", "vgg"], "--extractor"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, continual, first_steps, paper_tables, plan, stages
+from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_tables, plan, stages
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
@@ -58,6 +58,7 @@ def asked(request, tmp_path_factory):
         lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
+        lambda: head_to_head.student(run, head_to_head.TABLE_4["N4"], 0),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
     ]
     for ask in asks:
@@ -85,7 +86,7 @@ def other(value):
 def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
-        "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn",
+        "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
