@@ -162,7 +162,7 @@ def _start(encoding: str, file: Path) -> int:
 
 def _sum(start: int, *values: np.ndarray) -> int:
     for value in values:
-        start = zlib.crc32(value, start)
+        start = zlib.crc32(value.data, start)
     return start
 
 

@@ -70,7 +70,8 @@ def encode(chunk) -> Encoded:
     tensors = {
         "mean": mean, "std": torch.zeros_like(mean), "labels": torch.zeros(len(chunk), dtype=torch.int64),
         "captions": torch.tensor([texts.index(one.caption) for one in chunk]),
-        "prompts": torch.tensor([[[float(text.split()[-1])]] for text in texts]).half(), "empty": torch.zeros(1, 1).half(),
+        "prompts": torch.tensor([[[float(text.split()[-1])]] for text in texts]).half(),
+        "empty": torch.zeros(1, 1).half(),
     }  # fmt: skip
     return Encoded(tensors, [])
 
