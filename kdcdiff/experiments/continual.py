@@ -30,6 +30,7 @@ from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.metrics.fid_kid import extract, kid
 from kdcdiff.models.pipeline import image_size
 from kdcdiff.training import continual
+from kdcdiff.training.codecs import CODECS
 
 
 @dataclass(frozen=True)
@@ -167,18 +168,22 @@ MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no fo
 }
 
 
-def as_many_bytes(run: Run) -> int:
-    """How many raw pictures weigh what the memory's latents do, in half precision."""
-    latent, picture = stages.latents(run).mean[0].numel() * 2, 3 * run.resolution**2
+PICTURES = {"pixel-replay": "raw", "jpeg-replay": "jpeg"}  # run once, a memory of pictures in that codec
+
+
+def as_many_bytes(run: Run, codec: str = "raw") -> int:
+    """How many pictures in `codec` weigh what the memory's latents do, in half precision."""
+    latent = stages.latents(run).mean[0].numel() * 2
+    picture = CODECS[codec].size((3, run.resolution, run.resolution))
     return max(1, round(run.profile.capacity * latent / picture))
 
 
 def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
-    """Every method's repetitions; pixel replay gets as many bytes as latent replay. Made side by side."""
+    """Every method's repetitions; memories of pictures get as many bytes as latent replay. Made side by side."""
     repetitions: list[dict[str, Any]] = [{"repetition": k} for k in range(run.profile.continual_seeds)]
     once: list[dict[str, Any]] = [{}]
     calls = {method: repetitions for method in MAIN} | {method: once for method in OTHERS}
-    calls["pixel-replay"] = [{"capacity": as_many_bytes(run)}]
+    calls |= {method: [{"capacity": as_many_bytes(run, codec)}] for method, codec in PICTURES.items()}
     parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
     return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}
 
