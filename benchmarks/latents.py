@@ -110,7 +110,7 @@ def draw(folder: Path) -> dict[str, Any]:
     def batches() -> None:
         for step in range(BATCHES):
             generator = torch.Generator().manual_seed(step)
-            rows = latents.draw_rows(len(cache), BATCH, generator)
+            rows = latents.draw_rows(BATCH, len(cache), generator)
             digest.update(cache.sample(rows, generator).numpy().tobytes())
             digest.update(cache.prompts_of(rows, torch.ones(BATCH, dtype=torch.bool)).numpy().tobytes())
 
