@@ -4,9 +4,9 @@
     python benchmarks/latents.py --rows 50000 --out results.json
 
 Latents and prompts are generated and of reduced width, for encoding is not what is measured: `write_shards`, `finish`
-and `ShardedLatents` are the library's. Every measurement is a process of its own, of one thread. Beside them: what listing a tar shard
-and decoding a picture cost, and what one picture costs both encoders at Stable Diffusion 1.5's size, which is what a
-large set's hours are made of.
+and `ShardedLatents` are the library's. Every measurement is a process of its own, of one thread. Beside them: what
+listing a tar shard and decoding a picture cost, and what one picture costs both encoders at Stable Diffusion 1.5's
+size, which is what a large set's hours are made of.
 """
 
 from __future__ import annotations
