@@ -15,8 +15,9 @@ import torch
 from tqdm.auto import tqdm
 
 from kdcdiff.data import flora
-from kdcdiff.data.image_folder import METADATA, TEXT, ImageFolder, column_of, image_files, read_metadata
+from kdcdiff.data.image_folder import TEXT, ImageFolder, image_files, metadata_rows, table_of
 from kdcdiff.data.image_set import ImageSet, caption_of
+from kdcdiff.data.texts import checked_text
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
@@ -75,11 +76,15 @@ def folder_classes(root: Path, least: int = 1) -> list[str]:
 
 
 def folder_captions(folder: Path) -> dict[str, str]:
-    """Read what ``metadata.csv`` says of each file of a split. UserError: a table without captions."""
-    rows = read_metadata(folder)
-    texts = column_of(rows, *TEXT)
-    check(not rows or texts is not None, METADATA, str(folder / METADATA), "needs the columns file_name and text")
-    return texts or {}
+    """Read what the table of a split says of each file. UserError: a table without captions, or one that is no text."""
+    found: dict[str, str] = {}
+    for row in metadata_rows(folder):
+        text = next((row[name] for name in TEXT if name in row), None)
+        if text is None:
+            table = table_of(folder) or folder
+            raise UserError(f"{table.name}={str(table)!r}: needs the columns file_name and text")
+        found[row["file_name"]] = checked_text(text, "caption")
+    return found
 
 
 def load_folder(
