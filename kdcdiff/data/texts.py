@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +33,7 @@ def read_table(path: Path, word: str) -> tuple[list[str], list[dict[str, str]]]:
 def read_json(path: Path, word: str) -> Any:
     """Read a JSON file. UserError: it cannot be read as one."""
     try:
-        return json.loads(_text(path, word))
+        return json.loads("".join(_lines(path, word)))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
