@@ -57,6 +57,8 @@ def build(root: str | Path = ".", *, draft: bool = False) -> Path:
         _fill_in(book, faults)
     marks.fill(book)
     target = book.build / ("draft" if draft else "html")
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # what a kill has left
     digest = _digest(book)
     if (target / DIGEST).exists() and (target / DIGEST).read_text() == digest and not missing_pages(book, target):
         print(f"the book is up to date: {target / 'index.html'}")
@@ -68,8 +70,6 @@ def build(root: str | Path = ".", *, draft: bool = False) -> Path:
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
     (rendered / DIGEST).write_text(digest)
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(rendered, target)

@@ -37,7 +37,7 @@ from kdcdiff.data.origin import Origin, origin_of
 from kdcdiff.data.sources import MOST_UNREADABLE, folder_captions, split_folder
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
-from kdcdiff.store import write_atomically
+from kdcdiff.store import aside, write_atomically
 
 ROWS = 1024  # pictures of a shard
 READERS = 4  # threads that decode
@@ -179,12 +179,11 @@ def _encode_one(
     }
     if kept:
         tensors |= {"mean": torch.cat(means), "std": torch.cat(stds)}
-    partial_file = file.with_suffix(f".{os.getpid()}.partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial_file)
-    with partial_file.open("rb") as stream:
-        os.fsync(stream.fileno())
-    words["sha256"] = sha256_file(partial_file)
-    os.replace(partial_file, file)
+    with aside(file) as partial_file:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial_file)
+        with partial_file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        words["sha256"] = sha256_file(partial_file)
     write_atomically(file.with_suffix(".json"), json.dumps(words))
 
 
