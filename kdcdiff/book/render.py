@@ -62,6 +62,8 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
     _point_at_source(book)
     marks.fill(book)
     target = book.build / (builder if builder != "html" else "draft" if draft else "html")
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # what a kill has left
     digest = _digest(book)
     pages = builder == "html"
     current = (target / DIGEST).exists() and (target / DIGEST).read_text() == digest
@@ -75,8 +77,6 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
     (rendered / DIGEST).write_text(digest)
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(rendered, target)

@@ -39,7 +39,7 @@ from kdcdiff.data.sources import MOST_UNREADABLE
 from kdcdiff.errors import UserError, check
 from kdcdiff.manifest import sealed
 from kdcdiff.provenance import sha256_file
-from kdcdiff.store import claim, write_atomically
+from kdcdiff.store import aside, claim, write_atomically
 
 READERS = 4  # threads that decode
 INDEX, SETTINGS = "index.json", "settings.json"
@@ -144,13 +144,12 @@ def _save(encoded: Encoded, out: Path, encoding: str, part: int, number: int, la
     file = _file(out, part, number)
     tensors = {name: value.contiguous() for name, value in encoded.tensors.items()}
     tensors["sums"] = _sums(tensors, _start(encoding, file))
-    partial_file = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial_file)
-    with partial_file.open("rb") as stream:
-        os.fsync(stream.fileno())
     note = {"encoding": encoding, "shard": file.stem, "rows": len(tensors["labels"]), "last": last}
-    note = sealed(note | {"left_out": encoded.left_out, "file": sha256_file(partial_file)})
-    os.replace(partial_file, file)
+    with aside(file) as partial_file:
+        save_file(tensors, partial_file)
+        with partial_file.open("rb") as stream:
+            os.fsync(stream.fileno())
+        note = sealed(note | {"left_out": encoded.left_out, "file": sha256_file(partial_file)})
     write_atomically(file.with_suffix(".json"), json.dumps(note))
     return note
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -269,6 +271,15 @@ def test_a_flipped_bit_in_an_executed_chapter_is_found(staged):
     for damaged in (content[:-30], b"", content.replace(b"7.25", b"9.99")):
         copy.write_bytes(damaged)
         assert not is_current(book, book.chapters()[0], "stamp")
+
+
+def test_a_clock_that_is_set_back_changes_nothing_of_an_executed_chapter(staged):
+    book, copy = staged
+    later = time.time() + 10 * 365 * 86400
+    for path in (copy, book.results, book.root / book.chapters()[0].path):
+        if path.exists():
+            os.utime(path, (later, later))
+    assert is_current(book, book.chapters()[0], "stamp")
 
 
 def test_results_that_were_cut_are_refused_and_lost_ones_are_none(tmp_path):
