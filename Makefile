@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
+# make setup | book | test | test-pages | test-faults | test-gpu | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -35,7 +35,7 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book notebooks test test-pages test-faults lint serve bench clean
+.PHONY: help setup book notebooks test test-pages test-faults test-gpu lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,6 +50,7 @@ help:
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
 	@echo "make test-faults           kill a small road $(KILLS) times, and finish it: KILLS=30"
+	@echo "make test-gpu              the same training, sampling and encoding on a GPU as on the CPU (needs a GPU)"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
@@ -102,6 +103,11 @@ test-pages: $(READY)
 test-faults: $(READY)
 	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"
 	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/faults
+
+test-gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	  echo "test-gpu: torch sees no GPU here; \`make test\` runs the same tests on the CPU" >&2; exit 1; }
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
