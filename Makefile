@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | pdf | linkcheck | test | test-pages | test-faults | audit | serve | bench | lint | clean  (make help)
+# make setup | book | pdf | linkcheck | test | test-pages | test-faults | test-gpu | audit | serve | bench | lint | clean
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -39,7 +39,7 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults lint audit bill serve bench clean
+.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults test-gpu lint audit bill serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +58,7 @@ help:
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
 	@echo "make test-faults           kill a small road and every command, and finish them; then thousands of executions"
 	@echo "     KILLS=$(KILLS)  CHAPTERS=$(CHAPTERS) (0: none)"
+	@echo "make test-gpu              the same training, sampling and encoding on a GPU as on the CPU (needs a GPU)"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make audit                 the pinned packages against recorded advisories: ADVISORIES=<folder or zip>"
 	@echo "make bill                  the bill of materials, sbom.cdx.json, anew"
@@ -128,6 +129,11 @@ test-faults: $(READY)
 	  "about $$(( 5 + $(CHAPTERS) / 25 )) minutes"
 	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m "slow or not slow" tests/faults
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance --chapters $(CHAPTERS)
+
+test-gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	  echo "test-gpu: torch sees no GPU here; \`make test\` runs the same tests on the CPU" >&2; exit 1; }
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
