@@ -42,7 +42,7 @@ help:
 	@echo "make setup                 the environment: $(VENV), pinned packages, this project, a Jupyter kernel"
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "make book                  run every chapter and render the book to _build/html"
-	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|garden|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
