@@ -47,7 +47,7 @@ help:
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "     HASHES=1: refuse a package whose file is not among requirements.hashes (all but torch and torchvision)"
 	@echo "make book                  run every chapter and render the book to _build/html"
-	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|garden|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make pdf                   the book on one page, and printed: _build/book.pdf (CHROMIUM=<path>)"

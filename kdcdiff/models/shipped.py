@@ -11,6 +11,7 @@ from pathlib import Path
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
+DATASET = "flora"  # the data set of what ships: its teacher, classifier and CLIP are those
 ASSETS = Path(__file__).parent.parent / "assets"
 PIPELINES = "flora, a pipeline folder or a hub id like owner/name"
 UNETS = "flora, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"
