@@ -1,0 +1,1 @@
+"""What keeps the project: not part of the library, and not in its wheel."""
