@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | test-pages | test-faults | audit | serve | bench | lint | clean        (make help)
+# make setup | book | pdf | linkcheck | test | test-pages | test-faults | test-gpu | audit | serve | bench | lint | clean
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -13,6 +13,7 @@ PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
 KILLS     ?= 30
+CHROMIUM  ?= chromium
 CHAPTERS  ?= 2000
 HASHES    ?=
 ADVISORIES ?=
@@ -38,7 +39,7 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book notebooks test test-pages test-faults lint audit bill serve bench clean
+.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults test-gpu lint audit bill serve bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,15 +47,18 @@ help:
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "     HASHES=1: refuse a package whose file is not among requirements.hashes (all but torch and torchvision)"
 	@echo "make book                  run every chapter and render the book to _build/html"
-	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|garden|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
+	@echo "make pdf                   the book on one page, and printed: _build/book.pdf (CHROMIUM=<path>)"
+	@echo "make linkcheck             ask for every link of the book (needs the network)"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
 	@echo "make test-faults           kill a small road and every command, and finish them; then thousands of executions"
 	@echo "     KILLS=$(KILLS)  CHAPTERS=$(CHAPTERS) (0: none)"
+	@echo "make test-gpu              the same training, sampling and encoding on a GPU as on the CPU (needs a GPU)"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
 	@echo "make audit                 the pinned packages against recorded advisories: ADVISORIES=<folder or zip>"
 	@echo "make bill                  the bill of materials, sbom.cdx.json, anew"
@@ -96,6 +100,16 @@ book: $(READY)
 	@$(BIN)/kdcdiff run $(SETTINGS)
 	@$(BIN)/kdcdiff build
 
+# The browser prints what it shows: folded boxes shut, formulas and figures as they are on the page.
+pdf: $(READY)
+	@$(BIN)/kdcdiff build --builder singlehtml
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --no-pdf-header-footer --virtual-time-budget=20000 \
+	  --print-to-pdf=_build/book.pdf _build/singlehtml/index.html 2> _build/pdf.log || { cat _build/pdf.log >&2; exit 1; }
+	@echo "pdf: $(abspath _build/book.pdf)"
+
+linkcheck: $(READY)
+	@$(BIN)/kdcdiff build --builder linkcheck
+
 notebooks: book
 	@$(BIN)/kdcdiff run $(SETTINGS) --save-outputs
 
@@ -115,6 +129,11 @@ test-faults: $(READY)
 	  "about $$(( 5 + $(CHAPTERS) / 25 )) minutes"
 	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m "slow or not slow" tests/faults
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance --chapters $(CHAPTERS)
+
+test-gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	  echo "test-gpu: torch sees no GPU here; \`make test\` runs the same tests on the CPU" >&2; exit 1; }
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)

@@ -16,12 +16,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdcdiff.book.toc import slug
+from kdcdiff.experiments.executors import EXECUTOR
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 from kdcdiff.process import DEVICE
 
 REPO = Path(__file__).resolve().parent.parent
 PARAMETERS = """\
-profile: str = "mini"  # smoke, mini or paper
+profile: str = "mini"  # smoke, mini, full or paper
 dataset: str = "flora"  # flora, oxford-102 or an image folder
 seed: int = 0  # all randomness follows from it
 artifacts: str = "artifacts"  # the store"""
@@ -85,7 +86,7 @@ def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings that steer a run from outside."""
-    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES", DEVICE):
+    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES", DEVICE, EXECUTOR):
         monkeypatch.setenv(name, "")  # so that what a test sets is taken back
         monkeypatch.delenv(name)
 

@@ -42,28 +42,30 @@ def imported(*folders: str) -> set[str]:
 
 
 DECLARED = set(requirements(PROJECT["project"]["dependencies"]))
-AUDIT, TEST = (set(requirements(EXTRAS[extra])) for extra in ("audit", "test"))
+OPTIONAL = {extra: set(requirements(own)) for extra, own in EXTRAS.items()}
+TEST = OPTIONAL.pop("test")
+ASKED = set().union(*OPTIONAL.values())  # where it is installed: an extra of the library's own
 BY_HAND = requirements((REPO / "requirements.in").read_text().splitlines())
 LOCK = requirements((REPO / "requirements.lock").read_text().splitlines())
 
 
 def test_what_the_library_and_the_notebooks_import_is_declared_and_nothing_else():
-    assert imported("kdcdiff") - AUDIT <= DECLARED  # an extra is asked where it is installed
-    assert imported("kdcdiff", "notebooks") - AUDIT == DECLARED - STARTED.keys()
+    assert imported("kdcdiff") - ASKED <= DECLARED
+    assert imported("kdcdiff", "notebooks") - ASKED == DECLARED - STARTED.keys()
 
 
 def test_what_only_the_tests_import_is_in_their_extra_and_nothing_else():
-    alone = imported("tests", "benchmarks", "tools") - DECLARED
+    alone = imported("tests", "benchmarks", "tools") - DECLARED - ASKED
     assert alone == TEST - STARTED_BY_TESTS
     assert not TEST & DECLARED
 
 
 def test_what_is_declared_by_hand_is_the_same_in_both_files():
-    assert set(BY_HAND) == DECLARED | AUDIT | TEST
+    assert set(BY_HAND) == DECLARED | ASKED | TEST
 
 
 def test_the_lock_pins_a_version_of_everything_that_is_declared():
-    project = [*PROJECT["project"]["dependencies"], *EXTRAS["audit"], *EXTRAS["test"]]
+    project = [*PROJECT["project"]["dependencies"], *(line for own in EXTRAS.values() for line in own)]
     declared = (requirements(project), BY_HAND, requirements(PROJECT["build-system"]["requires"]))
     for name, wanted in (item for each in declared for item in each.items()):
         pinned = str(LOCK[name].specifier).removeprefix("==")

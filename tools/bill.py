@@ -45,7 +45,7 @@ def _licenses(name: str) -> list[dict[str, Any]]:
     if "License-Expression" in about:
         return [{"expression": about["License-Expression"]}]
     classifiers = [each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if "License ::" in each]
-    short = str(about["License"]).strip() if "License" in about else ""
+    short = about["License"].strip() if "License" in about else ""
     named = classifiers or [short] * (0 < len(short) < 60 and "\n" not in short)
     return [{"license": {"name": each}} for each in named]
 

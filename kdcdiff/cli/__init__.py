@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from kdcdiff import __version__
 from kdcdiff.cli.arguments import Parser
 from kdcdiff.errors import UserError, one_line
-from kdcdiff.process import Stopped, keep_memory, stopping, wait_passively
+from kdcdiff.process import Stopped, keep_memory, on_full_gpu, stopping, wait_passively
 
 COMMANDS = {  # the command's file, and what it does
     "run": "execute the chapters into _build/staged",
@@ -26,6 +26,7 @@ COMMANDS = {  # the command's file, and what it does
     "encode": "write pictures and captions into a latents cache",
     "distill": "train a student on its teacher's knowledge",
     "continual": "teach a student new classes, one after another",
+    "personalize": "teach a pipeline one subject, from a few pictures",
     "generate": "draw pictures from a pipeline into a folder",
     "evaluate": "measure generated pictures against real ones",
     "doctor": "check what the book needs, item by item",
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_memory()
     wait_passively()
     try:
-        with stopping():
+        with stopping(), on_full_gpu():
             args = parser_for(command).parse_args(words)
             return int(args.run(args) or 0)
     except KeyboardInterrupt as stop:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kdcdiff.models.classifier import Classifier
 
 METHODS = (  # of `training.continual`, whose import takes a second
-    "naive", "latent-replay", "latent-replay-distilled", "pixel-replay", "generative-replay", "lwf", "ewc", "joint",
+    "naive", "latent-replay", "latent-replay-distilled", "pixel-replay", "jpeg-replay", "generative-replay", "lwf",
+    "ewc", "joint",
 )  # fmt: skip
 POLICIES = ("reservoir", "ring", "herding", "uniform")
 CODECS = ("fp16", "uint8")
@@ -40,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=arguments.new_path, required=True, help=out)
     methods = f"what holds on to the old classes: {', '.join(METHODS)} (default: %(default)s)"
     add("--method", type=one_of(*METHODS), default="latent-replay", help=methods)
-    add("--capacity", type=whole(1), default=128, help="latents in the memory, all classes together (%(default)s)")
+    add("--capacity", type=whole(1), default=128, help="latents, or pictures, in the memory in all (%(default)s)")
     policies = f"which of a class's latents stay: {', '.join(POLICIES)} (default: %(default)s)"
     add("--policy", type=one_of(*POLICIES), default="reservoir", help=policies)
-    add("--codec", type=one_of(*CODECS), default="fp16", help="how they are written: fp16 or uint8 (%(default)s)")
+    add("--codec", type=one_of(*CODECS), default="fp16", help="how latents are written: fp16 or uint8 (%(default)s)")
     add("--steps", type=whole(1), default=400, help="optimizer steps of each class (default: %(default)s)")
     add("--batch", type=whole(2), default=16, help="latents of a step, old and new (default: %(default)s)")
     add("--lr", type=positive, default=1e-4, help="learning rate (default: %(default)s)")

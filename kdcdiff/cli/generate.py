@@ -14,7 +14,8 @@ from kdcdiff.sampling.prompts import read_prompts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pipeline", type=arguments.pipeline, help=PIPELINES)
-    prompts = "prompts, or .txt files (one a line) and .csv files (columns text and, if you like, class) of them"
+    prompts = "prompts, or files of them: .txt (one a line), .csv (columns text and, if you like, class), or .json "
+    prompts += "(captions of MS-COCO, one each of 30,000 images)"
     add("--prompts", nargs="+", required=True, metavar="PROMPT", help=prompts)
     add("--per-prompt", type=whole(1), default=1, help="pictures of each prompt (default: %(default)s)")
     out = "folder of the pictures and their metadata.csv; a killed command goes on in it when it is given again"

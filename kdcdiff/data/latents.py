@@ -153,12 +153,13 @@ class DenoisingBatch:
     prompt: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> DenoisingBatch:
-        return DenoisingBatch(*(t.to(device, non_blocking=non_blocking) for t in self._tensors()))
+        return DenoisingBatch(*(t.to(device, non_blocking=non_blocking) for t in self.tensors()))
 
     def __getitem__(self, rows: slice) -> DenoisingBatch:
-        return DenoisingBatch(*(t[rows] for t in self._tensors()))
+        return DenoisingBatch(*(t[rows] for t in self.tensors()))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """List the fields."""
         return self.noisy, self.target, self.timestep, self.prompt
 
     def __len__(self) -> int:

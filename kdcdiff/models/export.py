@@ -23,6 +23,7 @@ from kdcdiff.store import aside
 
 if TYPE_CHECKING:  # see kdcdiff.models.surgery
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from torch import Tensor
 
 CARD = """---
 library_name: diffusers
@@ -100,12 +101,12 @@ def model_card(
 LEARNT = """---
 library_name: diffusers
 pipeline_tag: text-to-image
-tags: [stable-diffusion, continual-learning]
+tags: [stable-diffusion, {tag}]
 ---
 
-# {student}, and {count} classes more
+# {pipeline}, and {more}
 
-A Stable Diffusion pipeline to which `kdcdiff {version} continual` has taught new classes, one after another.
+A Stable Diffusion pipeline to which `kdcdiff {version}` has taught {taught}.
 
 | | |
 |---|---|
@@ -117,15 +118,27 @@ from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(".")
 ```
 
-Text encoder, tokenizer, autoencoder and scheduler are those of {student}, whose licence and limits on use hold for this
-model as well.
+Text encoder, tokenizer, autoencoder and scheduler are those of {pipeline}, whose licence and limits on use hold for
+this model as well.
 """
 
 
 def learnt_card(student: str, count: int, training: Mapping[str, object]) -> str:
     """Write the README of a pipeline that has learnt `count` classes; `training` are the rows of its table."""
+    taught = "new classes, one after another"
+    return _taught_card(student, f"{count} classes more", taught, "continual-learning", training)
+
+
+def personal_card(pipeline: str, caption: str, training: Mapping[str, object]) -> str:
+    """Write the README of a pipeline that has learnt one subject, called by `caption`; `training` as above."""
+    taught = f"one subject. Ask for it as *{_as_words(caption)}*"
+    return _taught_card(pipeline, "one subject more", taught, "dreambooth", training)
+
+
+def _taught_card(pipeline: str, more: str, taught: str, tag: str, training: Mapping[str, object]) -> str:
     rows = "\n".join(f"| {name} | {_as_words(value)} |" for name, value in training.items())
-    return LEARNT.format(student=_as_words(student), count=count, version=kdcdiff.__version__, rows=rows)
+    words = {"more": more, "taught": taught, "tag": tag, "rows": rows, "version": kdcdiff.__version__}
+    return LEARNT.format(pipeline=_as_words(pipeline), **words)
 
 
 def _as_words(value: object) -> str:
@@ -179,10 +192,17 @@ def save_student(checkpoint: Checkpoint, cut: Variant, out: Path) -> UNet2DCondi
     return student
 
 
-def save_distilled(pipeline: StableDiffusionPipeline, card: str, out: Path) -> None:
-    """Write a trained student's pipeline and its model card to the new folder `out`; it appears when it is complete."""
+def save_distilled(
+    pipeline: StableDiffusionPipeline, card: str, out: Path, adapter: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a trained pipeline and its model card to the new folder `out`; it appears when it is complete.
+
+    An `adapter` of LoRA, whose weights the U-Net has in it, is written to its folder ``lora`` as well.
+    """
     with _whole_or_nothing(out) as work:
         save_portable(pipeline.to("cpu"), work)
+        if adapter:
+            pipeline.save_lora_weights(work / "lora", unet_lora_layers=dict(adapter), safe_serialization=True)
         (work / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.models.shipped import find_pipeline, shipped
-from kdcdiff.models.unet_files import tensor_names
+from kdcdiff.models.shipped import check_index, find_pipeline, first_line, shipped, torn
+from kdcdiff.models.unet_files import from_hub, tensor_names
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
 
@@ -157,18 +157,20 @@ def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
     The caller moves it to its device. UserError: no such pipeline, or one that cannot be read.
     """
     folder = find_pipeline(name)
+    if folder is None:
+        folder = from_hub(str(name))
+        check_index(folder)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder or str(name), dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
-            use_safetensors=True,
-        )  # fmt: skip
+            folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, use_safetensors=True
+        )
     except MemoryError:
         raise
-    except Exception as error:  # the hub's many ways to fail, and those of a folder that holds anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({reason})") from error
-    if folder is not None:
-        _check_parts(pipeline, folder)
+    except Exception as error:  # a folder holds anything
+        fault = torn(folder)
+        told = f"{fault}: it is half downloaded or half copied; fetch it again" if fault else first_line(error)
+        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({told})") from error
+    _check_parts(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

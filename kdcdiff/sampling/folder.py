@@ -19,6 +19,7 @@ from torchvision.utils import make_grid
 from kdcdiff.data.image_folder import METADATA, read_metadata
 from kdcdiff.data.image_set import check_images
 from kdcdiff.errors import check
+from kdcdiff.process import on_full_gpu
 from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, most_at_once, stream, warn_of
 from kdcdiff.store import aside, claim
 
@@ -26,6 +27,7 @@ COLUMNS = ("file_name", "text", "seed", "index", "class", "scheduler", "fault") 
 SETTINGS = "generation.json"
 
 
+@on_full_gpu()
 def generate_to_folder(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],

@@ -40,10 +40,11 @@ class Method:
     memory, latents ``generated`` by the previous model, or the current class ``relabelled`` as old ones. With
     `distill_previous`, their target is the previous model's output (Li & Hoiem 2017). `ewc_weight` weighs the distance
     to the previous weights by their Fisher information (Kirkpatrick et al. 2017). `joint` trains on every class in one
-    stage.
+    stage. `codec` is what a memory of pictures is written in; latents are written as the caller says.
     """
 
     replay: str = ""
+    codec: str = ""
     distill_previous: bool = False
     ewc_weight: float = 0.0
     joint: bool = False
@@ -53,7 +54,8 @@ METHODS = {
     "naive": Method(),  # the paper's KDC-Diff-CL
     "latent-replay": Method("latents"),  # the paper's
     "latent-replay-distilled": Method("latents", distill_previous=True),
-    "pixel-replay": Method("pixels"),  # what latent replay replaces
+    "pixel-replay": Method("pixels", codec="raw"),  # what latent replay replaces
+    "jpeg-replay": Method("pixels", codec="jpeg"),  # as anyone keeps pictures
     "generative-replay": Method("generated"),  # Shin et al. 2017
     "lwf": Method("relabelled", distill_previous=True),
     "ewc": Method(ewc_weight=300.0),
@@ -75,7 +77,7 @@ def learn(
     ema: float = 0.0,  # decay of the average of a stage's weights, with which the stage ends; 0: none
     capacity: int = 0,  # latents in the memory, all classes together; or pictures, for ``pixels``
     policy: str = "reservoir",
-    codec: str = "fp16",
+    codec: str = "fp16",  # of latents
     share: float | None = None,  # of a batch that is old; None: as if new and old were concatenated
     dropout: float = 0.1,  # of captions
     seed: int = 0,
@@ -106,8 +108,7 @@ def learn(
         check(given is not None, name, None, f"{method} needs it")
 
     unet.to(memory_format=torch.channels_last)
-    written = "raw" if kind.replay == "pixels" else codec
-    memory = LatentReplayBuffer(max(capacity, len(base) + len(order)), policy, seed, codec=written)
+    memory = LatentReplayBuffer(max(capacity, len(base) + len(order)), policy, seed, codec=kind.codec or codec)
 
     def remember(name: str) -> None:
         own = latents.of_classes([name])

@@ -3,12 +3,12 @@
 The capacity is fixed and shared: every class that arrives shrinks the others' share, and shares never differ by more
 than one. Which of a class's latents stay is the policy's choice. A row is a string of bytes at a fixed place, in memory
 or in a file, so that a sample costs the same whatever the buffer holds, and a million latents on disk cost no memory.
+`codecs` says how a row is written.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from kdcdiff.data.origin import Origin
 from kdcdiff.errors import UserError, check
 from kdcdiff.manifest import sealed
 from kdcdiff.provenance import sha256_file
+from kdcdiff.training.codecs import CODECS
 
 # --- what stays ----------------------------------------------------------------------------------------------
 # A policy gives each row of an arriving class a key, and the lowest keys stay longest: (latents, generator) -> (n,).
@@ -62,47 +63,6 @@ POLICIES = {
     "ring": Policy(_ring),
     "herding": Policy(_herding),
     "uniform": Policy(_uniform, balanced=False),  # of everything seen, whatever its class: the paper's unnamed sampling
-}
-
-# --- how it is written ---------------------------------------------------------------------------------------
-
-
-class Codec(NamedTuple):
-    """How latents (n, C, h, w) become rows of bytes, and float32 (raw: uint8) again."""
-
-    size: Callable[[Sequence[int]], int]  # (C, h, w) -> bytes of a row
-    encode: Callable[[Tensor], Tensor]  # latents -> rows (n, size) uint8
-    decode: Callable[[Tensor, Sequence[int]], Tensor]  # rows, (C, h, w) -> latents
-
-
-def _quantise(latents: Tensor) -> Tensor:
-    """Write each channel of each latent in 255 steps; its lowest value and the step go before, as float32."""
-    x = latents.float()
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    step = ((high - low) / 255).clamp(min=1e-12)
-    values = ((x - low) / step).round().to(torch.uint8).flatten(1)
-    return torch.cat([torch.stack([low, step], -1).flatten(1).contiguous().view(torch.uint8), values], 1)
-
-
-def _restore(rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """Undo `_quantise` but for its rounding: rows of bytes to latents (n, *shape) float32."""
-    scales = rows[:, : 8 * shape[0]].contiguous().view(torch.float32).reshape(len(rows), shape[0], 1, 1, 2)
-    values = rows[:, 8 * shape[0] :].reshape(len(rows), *shape).float()
-    return values * scales[..., 1] + scales[..., 0]
-
-
-CODECS = {
-    "fp16": Codec(
-        lambda shape: 2 * math.prod(shape),
-        lambda x: x.to(torch.float16).flatten(1).contiguous().view(torch.uint8),
-        lambda rows, shape: rows.contiguous().view(torch.float16).reshape(len(rows), *shape).float(),
-    ),
-    "uint8": Codec(lambda shape: math.prod(shape) + 8 * shape[0], _quantise, _restore),
-    "raw": Codec(  # for pixels, which are bytes already
-        lambda shape: math.prod(shape),
-        lambda x: x.to(torch.uint8).flatten(1),
-        lambda rows, shape: rows.reshape(len(rows), *shape),
-    ),
 }
 
 # --- where it lies -------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, continual, paper_tables, stages
+from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_tables, plan, stages
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
+from kdcdiff.training.continual import METHODS
 from kdcdiff.training.losses import KDCLoss
 
 ROOMS = sorted(Path(experiments.__path__[0]).glob("*.py"))
@@ -54,8 +55,10 @@ def asked(request, tmp_path_factory):
         lambda: stages.generated_artifact(run, "kdc-described"),
         lambda: stages.full_size_seconds(run, ["sd-1"], 2),
         lambda: stages.amputated(run, 2),
+        lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
+        lambda: head_to_head.student(run, head_to_head.TABLE_4["N4"], 0),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
     ]
     for ask in asks:
@@ -82,8 +85,8 @@ def other(value):
 
 def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
-        "images", "latents", "student", "generated", "latency", "amputated", "class-by-class", "ablation", "stand-in",
-        "baseline", "pairs", "class-by-class-taught", "student-drawn",
+        "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
+        "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
@@ -102,6 +105,20 @@ def test_what_drifted_once_is_in_the_keys(asked):
     for stage in ("ablation", "class-by-class"):
         _, _, inputs, external = asked[stage]
         assert ("classifier" in inputs) == own and "assets" in external, stage
+
+
+def test_methods_differ_in_their_name_and_in_no_other_setting(tmp_path):
+    """A method's own codec is in its name: what stores hold of the others keeps its key."""
+    run = open_run("smoke", "flora", 0, tmp_path)
+    store = plan._Noting()
+    run = dataclasses.replace(run, store=store)
+    for method in METHODS:
+        with contextlib.suppress(FileNotFoundError):
+            continual.class_by_class(run, method, capacity=3)
+    asked = [one.settings for one in store.asked.values() if one.stage == "class-by-class"]
+    assert [settings["method"] for settings in asked] == list(METHODS)
+    assert all({**settings, "method": ""} == {**asked[0], "method": ""} for settings in asked)
+    assert asked[0]["codec"] == "fp16" and continual.PICTURES.keys() == {m for m, own in METHODS.items() if own.codec}
 
 
 def works():

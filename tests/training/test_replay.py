@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from kdcdiff.data.origin import Origin
 from kdcdiff.errors import UserError
-from kdcdiff.training.replay import CODECS, POLICIES, LatentReplayBuffer
+from kdcdiff.training.codecs import CODECS
+from kdcdiff.training.replay import POLICIES, LatentReplayBuffer
 
 BALANCED = sorted(name for name, policy in POLICIES.items() if policy.balanced)
 
@@ -197,6 +198,30 @@ def test_pixels_come_back_as_they_were():
     row = buffer.sample(20)
     assert all(torch.equal(x, pictures[int(c)]) for x, c in zip(row.latents, row.captions, strict=True))
     assert buffer.nbytes == 6 * 3 * 8 * 8
+
+
+@pytest.mark.parametrize("side", [8, 64])
+def test_a_jpeg_fits_its_row_and_shows_the_same_picture(side):
+    """Smooth pictures come back nearly as they were; noise, which does not compress, comes back coarse but whole."""
+    jpeg, ramp = CODECS["jpeg"], torch.linspace(0, 255, side)
+    smooth = ramp.expand(3, side, side)
+    noise = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(0))
+    pictures = torch.stack([smooth, noise]).to(torch.uint8)
+    rows = jpeg.encode(pictures)
+    assert rows.shape == (2, jpeg.size((3, side, side))) == (2, 512 + 3 * side**2 // 16)
+    back = jpeg.decode(rows, (3, side, side))
+    assert back.dtype == torch.uint8 and back.shape == pictures.shape
+    assert (back[0].float() - pictures[0].float()).abs().mean() < 2
+    assert torch.equal(jpeg.decode(rows, (3, side, side)), back)
+
+
+def test_a_row_that_is_no_picture_of_its_size_is_refused_before_it_is_decoded():
+    jpeg = CODECS["jpeg"]
+    rows = jpeg.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"row=\(16, 16\): must be a picture of \(8, 8\)"):
+        jpeg.decode(rows, (3, 8, 8))
+    with pytest.raises(UserError, match="cannot be read as JPEG"):
+        jpeg.decode(torch.zeros_like(rows), (3, 16, 16))
 
 
 @settings(max_examples=15, deadline=None)

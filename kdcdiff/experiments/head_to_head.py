@@ -1,0 +1,260 @@
+"""KDC-Diff's loss or BK-SDM's? At equal networks, equal steps and equal batches, seed by seed.
+
+A cell is an objective on a network. Within a network all students have the same parameters and multiply-accumulates,
+start from the same weights and see the same batches; each is trained and measured as a stage of its own, so that
+questions share the cells that they have in common: BK-SDM's Table 4 (N1 to N7) is seven of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+
+from kdcdiff.data.latents import LatentSet, denoising_batch
+from kdcdiff.errors import check
+from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
+from kdcdiff.experiments.run import Run
+from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.process import computing
+from kdcdiff.store import Artifact, write_atomically
+from kdcdiff.training.distill import distill
+from kdcdiff.training.losses import BKSDMLoss, DistillationLoss
+
+NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
+PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
+HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
+MAIN = ("kdc-diff", "bk-sdm", "task")
+REMOVED = {  # objective -> what it is without each of its terms
+    "kdc-diff": ("kdc-diff-without-soft", "kdc-diff-without-hard", "kdc-diff-without-feature", "kdc-diff-without-mse"),
+    "bk-sdm": ("task-feature", "task-output"),  # its task term has no weight that could be 0
+}
+POINTS = 6  # of a training at which the distance to the teacher is measured
+ROWS = 128  # held-out latents that it is measured on; the end is measured on all
+
+
+def objectives(run: Run) -> dict[str, DistillationLoss]:
+    """Both papers' objectives, BK-SDM's with its weights of one and KDC-Diff's with the profile's; and their parts."""
+    kdc = stages.kdc_loss(run)
+    return {
+        "kdc-diff": kdc,
+        "bk-sdm": BKSDMLoss(),
+        "task": BKSDMLoss(output=0, feature=0),
+        "task-output": BKSDMLoss(feature=0),
+        "task-feature": BKSDMLoss(output=0),
+        "kdc-diff-without-soft": replace(kdc, alpha=0.0),  # the hard term has its share then, and
+        "kdc-diff-without-hard": replace(kdc, alpha=1.0),  # the soft one here: equation (6) couples them
+        "kdc-diff-without-feature": replace(kdc, beta=0.0),
+        "kdc-diff-without-mse": replace(kdc, gamma=0.0),
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An objective on a network. `larger` times the batch goes with as many times fewer steps: equal samples."""
+
+    objective: str
+    network: str
+    larger: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name it as its results are recorded: ``recipe.<name>.<endpoint>``."""
+        return f"{self.objective}{f'-batch-{self.larger}' if self.larger > 1 else ''}.{self.network}"
+
+
+def grid(removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List the `MAIN` objectives on every network, and each term's removal on those of `removed_on`."""
+    whole = [Cell(objective, network) for network in NETWORKS for objective in MAIN]
+    return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
+
+
+FRESH = "bk-sdm-base" + stages.RANDOM
+TABLE_4 = {  # of BK-SDM: initial weights, output KD, feature KD, batch, mid stage
+    "N1": Cell("task", FRESH),
+    "N2": Cell("task", "bk-sdm-base"),
+    "N3": Cell("task-output", "bk-sdm-base"),
+    "N4": Cell("bk-sdm", "bk-sdm-base"),
+    "N5": Cell("bk-sdm", "bk-sdm-base", larger=4),  # its 256 for 64
+    "N6": Cell("bk-sdm", "bk-sdm-small"),
+    "N7": Cell("bk-sdm", "bk-sdm-small", larger=4),
+}
+WEIGHTS = Cell("bk-sdm", FRESH)  # what carried-over weights are worth under its own objective
+EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row without
+    "carried-over weights": ("N2", "N1"),
+    "output KD": ("N3", "N2"),
+    "feature KD": ("N4", "N3"),
+    "a larger batch": ("N5", "N4"),
+    "a mid stage": ("N4", "N6"),
+}
+
+
+def cells(removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List all that the chapter asks for, each once. UserError: a network that has no students here."""
+    for name in removed_on:
+        check(name in NETWORKS, "removed_on", name, f"must be of {', '.join(NETWORKS)}")
+    return list(dict.fromkeys((*grid(removed_on), *TABLE_4.values(), WEIGHTS)))
+
+
+# --- one student ---------------------------------------------------------------------------------------------
+
+
+def student(run: Run, cell: Cell, seed: int) -> Artifact:
+    """The stage of one cell and seed: ``scores`` (measures,), the ``curve`` (points,) over ``steps``, and the log."""
+    profile = run.profile
+
+    def make(
+        folder: Path, *, objective: DistillationLoss, network: str, classes: Sequence[str], seed: int, steps: int,
+        batch: int, lr: float, points: int, rows: int, images: int, sampler_steps: int, guidance: float,
+    ) -> None:  # fmt: skip
+        pipeline, classifier = stages.teacher(run), stages.classifier(run)
+        teacher, scheduler = pipeline.unet, pipeline.scheduler
+        unet = stages.init_student(teacher, network, seed)
+        test = stages.latents(run, "test").of_classes(classes)
+        curve = _Curve(unet, _Distance(teacher, test, scheduler, rows), folder / "checkpoint" / "curve.json")
+        log = distill(
+            unet, teacher, stages.latents(run).of_classes(classes), scheduler, objective, steps=steps, batch=batch,
+            lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint", checkpoint_every=100,
+            log_every=max(1, steps // 10), norms_every=0, describe="", watch=curve.note,
+            watch_every=max(1, steps // points),
+        )  # fmt: skip
+        curve.note(steps)
+        scores = np.array([np.nan, *heldout_errors(unet, teacher, test, scheduler, seed)])
+        pipeline.unet = unet
+        sampler = {"seed": seed, "steps": sampler_steps, "guidance": guidance}
+        drawn = stages.draw(pipeline, classifier.classes, classes, images, **sampler)
+        scores[0] = class_accuracy(drawn.images, drawn.labels, classifier).value
+        save_file({"scores": scores} | curve.arrays(), folder / "scores.safetensors")
+        (folder / "log.json").write_text(json.dumps(log))
+
+    settings = {
+        "objective": objectives(run)[cell.objective],
+        "network": cell.network,
+        "classes": run.source.base,
+        "seed": seed,
+        "steps": max(1, profile.ablation_steps // cell.larger),
+        "batch": profile.ablation_batch * cell.larger,
+        "lr": profile.learning_rate,
+        "points": POINTS,
+        "rows": ROWS,
+        "images": profile.ablation_images,
+        "sampler_steps": profile.sampler_steps,
+        "guidance": profile.guidance,
+    }
+    inputs = stages.made(
+        train=stages.latents_artifact(run),
+        test=stages.latents_artifact(run, "test"),
+        classifier=stages.classifier_artifact(run),
+    )
+    return run.store.get("recipe", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))
+
+
+class _Distance:
+    """The squared distance to the teacher's output on held-out latents, evenly taken, at noise that stays the same."""
+
+    @torch.no_grad()
+    def __init__(self, teacher: UNet2DConditionModel, latents: LatentSet, scheduler: DDIMScheduler, rows: int) -> None:
+        taken = torch.arange(0, len(latents), max(1, len(latents) // rows))[:rows]
+        generator = torch.Generator().manual_seed(0)
+        self.data = denoising_batch(latents, taken, scheduler, generator, dropout=0.0).to(teacher.device)
+        self.wanted = self._of(teacher)
+
+    @torch.no_grad()
+    def _of(self, unet: UNet2DConditionModel) -> torch.Tensor:
+        data = self.data
+        with computing(unet.device):
+            return unet(data.noisy, data.timestep, data.prompt, return_dict=False)[0].float()
+
+    def __call__(self, unet: UNet2DConditionModel) -> float:
+        return (self._of(unet) - self.wanted).square().mean().item()
+
+
+class _Curve:
+    """What `distance` is of a network in training, by step, in a file: a killed training knows its own past."""
+
+    def __init__(self, unet: UNet2DConditionModel, distance: _Distance, path: Path) -> None:
+        self.unet, self.distance, self.path = unet, distance, path
+        self.known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        if not self.known:
+            self.note(0)
+
+    def note(self, step: int) -> None:
+        """Measure the network after `step`, and write down all points so far."""
+        self.known[str(step)] = self.distance(self.unet)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(self.known))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give the steps and the distances, each (points,)."""
+        steps = sorted(map(int, self.known))
+        return {"steps": np.array(steps), "curve": np.array([self.known[str(step)] for step in steps])}
+
+
+# --- all of them ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadToHead(Ablation):
+    """Students by cell and seed. `curves` are the distances (seeds, points) at `steps` (points,), by cell."""
+
+    steps: dict[str, np.ndarray]
+    curves: dict[str, np.ndarray]
+
+    def steps_to(self, name: str, reference: str) -> np.ndarray:
+        """How many steps, seed by seed, until `name` is as close to the teacher as `reference` ends, (seeds,)."""
+        pairs = zip(self.curves[name], self.curves[reference][:, -1], strict=True)
+        return np.array([first_below(self.steps[name], curve, end) for curve, end in pairs])
+
+
+def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float:
+    """Return where `curve` (points,) over `steps` first comes down to `threshold`, between points by a straight line.
+
+    Infinite where it never does.
+    """
+    below = np.flatnonzero(curve <= threshold)
+    if len(below) == 0:
+        return float("inf")
+    k = int(below[0])
+    if k == 0:
+        return float(steps[0])
+    part = (curve[k - 1] - threshold) / (curve[k - 1] - curve[k])
+    return float(steps[k - 1] + part * (steps[k] - steps[k - 1]))
+
+
+def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
+    """Train and measure every cell at the profile's seeds, side by side."""
+    own = {cell.name: cell for cell in cells}
+    seeds = [run.seed + k for k in range(run.profile.ablation_seeds)]
+    calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds for cell in own.values()]
+    parallel.run_stages(student, run, calls, f"{len(calls)} students")
+    found = {
+        name: [load_file(student(run, cell, seed) / "scores.safetensors") for seed in seeds]
+        for name, cell in own.items()
+    }
+    scores = np.array([[one["scores"] for one in by_seed] for by_seed in found.values()])  # (cells, seeds, measures)
+    return HeadToHead(
+        tuple(found), dict(zip(MEASURES, scores.transpose(2, 0, 1), strict=True)),
+        run.profile.ablation_images * len(run.source.base), (),
+        {name: by_seed[0]["steps"] for name, by_seed in found.items()},
+        {name: np.array([one["curve"] for one in by_seed]) for name, by_seed in found.items()},
+    )  # fmt: skip
+
+
+ENDPOINTS = {"class_accuracy": "accuracy", "distance": "distance", "error": "error"}  # as recorded -> a measure
+
+
+def recorded(names: Iterable[str]) -> dict[str, str]:
+    """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from."""
+    found: dict[str, str] = {}
+    for name in names:
+        objective, _, network = name.partition(".")
+        same = (network, *(other for other, own in PRINTED.items() if own == network))
+        found |= {f"recipe.{objective}.{variant}": name for variant in same}
+    return found

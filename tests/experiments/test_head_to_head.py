@@ -1,0 +1,72 @@
+"""Both papers' objectives on equal terms: what is compared, what is shared, and what the claims find recorded."""
+
+import re
+
+import numpy as np
+import pytest
+
+from kdcdiff.claims import judging
+from kdcdiff.errors import UserError
+from kdcdiff.experiments import head_to_head, stages
+from kdcdiff.experiments.head_to_head import Cell, HeadToHead
+from kdcdiff.models.variants import VARIANTS
+from kdcdiff.training.losses import BKSDMLoss
+
+
+def test_objectives_part_ways_in_one_term_each(opened):
+    run = opened(beta=0.3)
+    found = head_to_head.objectives(run)
+    assert found["kdc-diff"] == stages.kdc_loss(run) and found["bk-sdm"] == BKSDMLoss(1, 1)
+    for whole, parts in head_to_head.REMOVED.items():
+        for name in parts:
+            before, after = found[whole].weights, found[name].weights
+            zeroed = [term for term in before if before[term] and not after[term]]
+            assert len(zeroed) == 1, name
+            others = {term for term in before if before[term] != after[term]} - set(zeroed)
+            assert others <= {"soft", "hard"}, f"{name}: equation (6) gives one's share to the other, and no more"
+    assert set(found) == {*head_to_head.MAIN, *(name for parts in head_to_head.REMOVED.values() for name in parts)}
+
+
+def test_table_4_is_seven_cells_of_which_the_grid_has_most():
+    rows = head_to_head.TABLE_4
+    assert list(rows) == [f"N{k}" for k in range(1, 8)] and len(set(rows.values())) == 7
+    beyond = {row for row, cell in rows.items() if cell not in head_to_head.grid()}
+    assert beyond == {"N1", "N3", "N5", "N7"}, "the rest is trained once for both questions"
+    assert {row for pair in head_to_head.EFFECTS.values() for row in pair} < set(rows)
+    assert len(head_to_head.cells()) == 12 + 6 + 4 + 1
+    assert len(head_to_head.cells(head_to_head.NETWORKS)) == 4 * (3 + 6) + 3 + 1
+    with pytest.raises(UserError, match="removed_on='original': must be of kdc-described"):
+        head_to_head.cells(["original"])
+
+
+def test_what_the_claims_ask_for_is_recorded():
+    names = {f"{name}.{end}" for name in head_to_head.recorded(cell.name for cell in head_to_head.cells())
+             for end in head_to_head.ENDPOINTS}  # fmt: skip
+    asked = {name for claim in judging.load() for name in re.findall(r'"(recipe\.[^"]+)"', claim.check or "")}
+    assert asked and asked <= names
+    assert {VARIANTS[one].fewer_pairs for one in head_to_head.PRINTED} == {1}
+    assert "recipe.bk-sdm.kdc-printed.distance" in names and "recipe.bk-sdm-batch-4.bk-sdm-base.class_accuracy" in names
+
+
+def test_a_threshold_is_reached_between_points():
+    steps, curve = np.array([0, 10, 20]), np.array([1.0, 0.5, 0.4])
+    reached = {end: head_to_head.first_below(steps, curve, end) for end in (2.0, 0.75, 0.45, 0.4, 0.3)}
+    assert reached == pytest.approx({2.0: 0, 0.75: 5, 0.45: 15, 0.4: 20, 0.3: np.inf})
+    curves = {"a": np.stack([curve, curve / 2]), "b": np.array([[1, 0.75], [1, 0.25]])}
+    result = HeadToHead(("a", "b"), {}, 1, (), {"a": steps, "b": np.array([0, 20])}, curves)
+    assert result.steps_to("a", "b").tolist() == [5, 10] and result.steps_to("b", "a").tolist() == [np.inf, np.inf]
+
+
+def test_students_are_paired_by_seed_made_once_and_see_equal_samples(opened, tmp_path):
+    run = opened(ablation_steps=4, ablation_images=1, ablation_seeds=2, sampler_steps=1)
+    cells = [Cell("task", "bk-sdm-tiny"), Cell("bk-sdm", "bk-sdm-tiny"), Cell("task", "bk-sdm-tiny", larger=2)]
+    result = head_to_head.compare(run, [*cells, cells[0]])
+    assert result.names == ("task.bk-sdm-tiny", "bk-sdm.bk-sdm-tiny", "task-batch-2.bk-sdm-tiny")
+    assert {m: s.shape for m, s in result.scores.items()} == dict.fromkeys(("accuracy", "error", "distance"), (3, 2))
+    assert all(np.isfinite(s).all() for s in result.scores.values()) and opened.built["recipe"] == 6
+    starts = {name: curve[:, 0] for name, curve in result.curves.items()}
+    assert np.array_equal(starts[result.names[0]], starts[result.names[1]]), "from the same weights"
+    assert not np.array_equal(*result.scores["distance"][:2]), "and apart after that"
+    assert [result.steps[name][-1] for name in result.names] == [4, 4, 2], "fewer steps of larger batches"
+    again = head_to_head.compare(run, cells)
+    assert opened.built["recipe"] == 6 and np.array_equal(again.scores["error"], result.scores["error"])

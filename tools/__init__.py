@@ -1,1 +1,0 @@
-"""What keeps the project: not part of the library, and not in its wheel."""
