@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def read_executor(path: Path) -> tuple[str, dict[str, Any]]:
     return cluster, told
 
 
-def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]) -> Generator[str]:
     """Submit `work(*call)` for each of `calls`; yield what each returns, as they end.
 
     Jobs meet in `folder`, which holds their logs and goes when all have ended well. UserError: the queue refuses, or a
