@@ -57,7 +57,7 @@ def make_accessible(soup: BeautifulSoup) -> None:
         frame["aria-label"] = f"{said} ({number})" if caption else said
         table.wrap(frame)
     for block in soup.find_all("pre"):
-        if block.parent and "highlight" in block.parent.get("class", []):
+        if block.parent and "highlight" in (block.parent.get("class") or ()):
             block["tabindex"] = "0"
 
 

@@ -78,6 +78,8 @@ def withheld(unet: UNet2DConditionModel, empty: Tensor, prompt: Tensor, skips: T
 class _Scaled(nn.Module):
     """A parametrization: the weight is the trained parameter times fixed `factors`, which broadcast over it."""
 
+    factors: Tensor
+
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
         self.register_buffer("factors", factors, persistent=False)

@@ -186,15 +186,10 @@ def publish(
     shutil.rmtree(partial, ignore_errors=True)
     save_portable(pipeline.to(torch.float16), partial / "pipeline")
     save_classifier(classifier, partial / "classifier")
-from kdcdiff.models.export import save_portable
     if reader is not None:
         save_reader(reader, partial / "attributes")
-    clip.half().save_pretrained(partial / "clip", safe_serialization=True)
-    clip_tokenizer.save_pretrained(partial / "clip")
-    for file in sorted(partial.rglob("*.json")):
-        config = json.loads(file.read_text())
-        if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
-            file.write_text(json.dumps(config, indent=2) + "\n")
+    save_portable(clip.half(), partial / "clip")
+    save_portable(clip_tokenizer, partial / "clip")
     (partial / "log").mkdir()
     for log in sorted(work.glob("*/log.jsonl")):
         shutil.copy(log, partial / "log" / f"{log.parent.name}.jsonl")
