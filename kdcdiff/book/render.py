@@ -182,7 +182,8 @@ def _render(book: Book, builder: str, *, strict: bool) -> Path:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     write_atomically(log, plain)
     if done.returncode != 0:
-        lines = [line for line in plain.splitlines() if re.search(r"WARNING|ERROR|\) broken ", line)] or plain.splitlines()[-5:]
+        said = plain.splitlines()
+        lines = [line for line in said if re.search(r"WARNING|ERROR|\) broken ", line)] or said[-5:]
         raise BuildFailed("\n  ".join([f"Jupyter Book reports {len(lines)} warnings (all of it: {log})", *lines[:20]]))
     return output / "_build" / builder
 
