@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def read_executor(path: Path) -> tuple[str, dict[str, Any]]:
     return cluster, told
 
 
-def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]) -> Generator[str, None, None]:
     """Submit `work(*call)` for each of `calls`; yield what each returns, as they end.
 
     Jobs meet in `folder`, which holds their logs and goes when all have ended well. UserError: the queue refuses, or a
@@ -63,6 +63,8 @@ def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterabl
     cluster, told = read_executor(path)
 
     import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+    from submitit.helpers import as_completed
 
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
@@ -72,12 +74,12 @@ def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterabl
     except Exception as error:  # submitit's checks, and whatever a queue says
         raise UserError(f"executor={str(path)!r}: {cluster} takes no jobs ({error})") from None
     try:
-        for job in submitit.helpers.as_completed(jobs, poll_frequency=POLL[cluster]):
+        for job in as_completed(jobs, poll_frequency=POLL[cluster]):
             try:
                 yield job.result()
-            except submitit.core.utils.FailedJobError:
+            except FailedJobError:
                 raise  # a fault of the program, with its traceback
-            except submitit.core.utils.UncompletedJobError:
+            except UncompletedJobError:
                 raise UserError(f"job {job.job_id} {LOST}; its log: {job.paths.stderr}") from None
         shutil.rmtree(folder)
     finally:

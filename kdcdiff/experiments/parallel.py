@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
@@ -55,7 +55,7 @@ def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], descr
                 raise UserError(line)
 
 
-def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Iterator[str]:
+def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Generator[str, None, None]:
     """Do `works` in a pool of `count` processes, each with one of `gpus`; yield what each returns, as they end."""
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()
