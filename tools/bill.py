@@ -42,10 +42,10 @@ def _component(name: str, version: str) -> dict[str, Any]:
 def _licenses(name: str) -> list[dict[str, Any]]:
     """Repeat what a package says of its licence: an SPDX expression, or else the names of its classifiers."""
     about = metadata.metadata(name)
-    if expression := about.get("License-Expression"):
-        return [{"expression": expression}]
+    if "License-Expression" in about:
+        return [{"expression": about["License-Expression"]}]
     classifiers = [each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if "License ::" in each]
-    short = str(about.get("License") or "").strip()
+    short = about["License"].strip() if "License" in about else ""
     named = classifiers or [short] * (0 < len(short) < 60 and "\n" not in short)
     return [{"license": {"name": each}} for each in named]
 

@@ -71,6 +71,8 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
         print(f"the {WHAT[builder]} is up to date: {target / BUILDERS[builder]}")
         return target
     rendered = _render(book, builder, strict=not draft)
+    if builder == "singlehtml":  # Sphinx puts the page where the first one lies, its addresses counted from the top
+        os.replace(rendered / book.pages()[0].path.with_suffix(".html"), rendered / BUILDERS[builder])
     for page in rendered.rglob("*.html"):
         page.write_text(offline(page.read_text()))
     problems = [*(missing_pages(book, rendered) if pages else []), *remote_loads(rendered)]

@@ -54,9 +54,7 @@ def read_executor(path: Path) -> tuple[str, dict[str, Any]]:
     return cluster, told
 
 
-def submitted(
-    path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]
-) -> Generator[str, None, None]:
+def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterable[tuple[Any, ...]]) -> Generator[str]:
     """Submit `work(*call)` for each of `calls`; yield what each returns, as they end.
 
     Jobs meet in `folder`, which holds their logs and goes when all have ended well. UserError: the queue refuses, or a

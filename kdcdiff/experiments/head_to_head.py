@@ -252,7 +252,7 @@ ENDPOINTS = {"class_accuracy": "accuracy", "distance": "distance", "error": "err
 
 def recorded(names: Iterable[str]) -> dict[str, str]:
     """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         objective, _, network = name.partition(".")
         same = (network, *(other for other, own in PRINTED.items() if own == network))

@@ -55,7 +55,7 @@ def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], descr
                 raise UserError(line)
 
 
-def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Generator[str, None, None]:
+def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Generator[str]:
     """Do `works` in a pool of `count` processes, each with one of `gpus`; yield what each returns, as they end."""
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()

@@ -117,14 +117,20 @@ def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     return encoder.eval().requires_grad_(False)
 
 
-def new_autoencoder(seed: int) -> AutoencoderKL:
+def new_autoencoder(seed: int, widths: Sequence[int] = AUTOENCODER["block_out_channels"]) -> AutoencoderKL:
     """Make an untrained autoencoder whose posteriors start narrow around spread-out means.
 
+    `widths` are the channels of its levels, each of which but the last halves the side.
     With diffusers' own initial values a latent's noise is twenty times its signal, and the decoder spends thousands of
     steps on learning to ignore it.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKL(**AUTOENCODER)
+    levels = {
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+    }
+    vae = AutoencoderKL(**AUTOENCODER | levels)
     channels = vae.config.latent_channels
     with torch.no_grad():
         vae.quant_conv.weight[:channels] *= 12.0  # means
@@ -133,10 +139,12 @@ def new_autoencoder(seed: int) -> AutoencoderKL:
     return vae
 
 
-def new_unet(seed: int) -> UNet2DConditionModel:
-    """Make an untrained denoiser."""
+def new_unet(
+    seed: int, widths: Sequence[int] = UNET["block_out_channels"], side: int = UNET["sample_size"]
+) -> UNet2DConditionModel:
+    """Make an untrained denoiser of latents of `side`; `widths` are the channels of its stages, outermost first."""
     torch.manual_seed(seed)
-    return UNet2DConditionModel(**UNET)
+    return UNet2DConditionModel(**UNET | {"block_out_channels": tuple(widths), "sample_size": side})
 
 
 def assemble(
