@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
+# make setup | book | pdf | linkcheck | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -13,6 +13,7 @@ PORT      ?= 8000
 TESTS     ?= tests
 WORKERS   ?= 2
 KILLS     ?= 30
+CHROMIUM  ?= chromium
 LINTED    := kdcdiff tests benchmarks tools notebooks
 SETTINGS   = --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" \
              $(if $(DEVICE),--device $(DEVICE)) $(PARAMS)
@@ -35,16 +36,18 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book notebooks test test-pages test-faults lint serve bench clean
+.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults lint serve bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup                 the environment: $(VENV), pinned packages, this project, a Jupyter kernel"
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
 	@echo "make book                  run every chapter and render the book to _build/html"
-	@echo "     PROFILE=smoke|mini|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
+	@echo "make pdf                   the book on one page, and printed: _build/book.pdf (CHROMIUM=<path>)"
+	@echo "make linkcheck             ask for every link of the book (needs the network)"
 	@echo "make notebooks             make book, then store its outputs in notebooks/, to be committed"
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
@@ -86,6 +89,16 @@ book: $(READY)
 	@echo "book: running the chapters at profile $(PROFILE) on $(DATASET)"
 	@$(BIN)/kdcdiff run $(SETTINGS)
 	@$(BIN)/kdcdiff build
+
+# The browser prints what it shows: folded boxes shut, formulas and figures as they are on the page.
+pdf: $(READY)
+	@$(BIN)/kdcdiff build --builder singlehtml
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --no-pdf-header-footer --virtual-time-budget=20000 \
+	  --print-to-pdf=_build/book.pdf _build/singlehtml/index.html 2> _build/pdf.log || { cat _build/pdf.log >&2; exit 1; }
+	@echo "pdf: $(abspath _build/book.pdf)"
+
+linkcheck: $(READY)
+	@$(BIN)/kdcdiff build --builder linkcheck
 
 notebooks: book
 	@$(BIN)/kdcdiff run $(SETTINGS) --save-outputs

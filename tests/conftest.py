@@ -20,7 +20,7 @@ from kdcdiff.process import DEVICE
 
 REPO = Path(__file__).resolve().parent.parent
 PARAMETERS = """\
-profile: str = "mini"  # smoke, mini or paper
+profile: str = "mini"  # smoke, mini, full or paper
 dataset: str = "flora"  # flora, oxford-102 or an image folder
 seed: int = 0  # all randomness follows from it
 artifacts: str = "artifacts"  # the store"""

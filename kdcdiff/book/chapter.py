@@ -31,7 +31,8 @@ from kdcdiff.metrics.estimate import Estimate
 GLUE_PREFIX = "application/papermill.record/"  # myst-nb's mark of a glued output that is not shown in its place
 MEANING = {
     "smoke": "sizes for testing the code: the figures mean nothing",
-    "mini": "a small model on small pictures: directions mean something, magnitudes are not the papers'",
+    "mini": "a small model, few seeds and pictures: wide intervals, and magnitudes that are not the papers'",
+    "full": "a small model on small pictures: directions mean something, magnitudes are not the papers'",
     "paper": "the papers' models, data and protocol",
 }
 AUDITS = {  # chapters that look at no small model: what they compute from, at any profile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -22,6 +25,7 @@ OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "
 PALETTE = {"teacher": "#0072b2", "student": "#d55e00", "neutral": "#5c5c5c", "good": "#009e73"}
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HEAVY = 120_000  # characters of SVG beyond which a figure is a PNG after all
 HATCHES = dict(zip(OKABE_ITO, ("", "///", "...", "xxx", "|||", "---", "\\\\\\", ""), strict=True))  # a bar's, by colour
 
 
@@ -42,6 +46,28 @@ def use_style() -> None:
             "image.interpolation": "nearest",
         }
     )
+    _show_line_art_as_vector()
+
+
+def _show_line_art_as_vector() -> None:
+    """Have a notebook show a figure as SVG where that is right, and as PNG where it is not; nothing elsewhere."""
+    shell = get_ipython()
+    if shell is None:
+        return
+    plt.switch_backend(plt.get_backend())  # the notebook's own: it sets formats when it is loaded, so before us
+    formatters = shell.display_formatter.formatters
+    formatters["image/svg+xml"].for_type(Figure, as_svg)
+    formatters["image/png"].for_type(Figure, lambda own: None if as_svg(own) else print_figure(own, base64=True))
+
+
+def as_svg(figure: Figure) -> str | None:
+    """Write a figure as SVG; None where it holds pictures, or so many lines that a PNG weighs less."""
+    if any(axis.images for axis in figure.axes):
+        return None
+    with plt.rc_context({"svg.hashsalt": "kdcdiff"}):  # the same figure is the same file
+        figure.savefig(file := io.BytesIO(), format="svg", metadata={"Date": None})
+    text = file.getvalue().decode()
+    return text if len(text) <= HEAVY else None
 
 
 def look(place: int) -> dict[str, str]:

@@ -26,6 +26,8 @@ from kdcdiff.errors import UserError
 from kdcdiff.store import write_atomically
 
 DIGEST = ".kdcdiff-digest"  # in the rendered book: a hash of what it was rendered from
+BUILDERS = {"html": "index.html", "singlehtml": "index.html", "linkcheck": "output.txt"}  # and what to look at first
+WHAT = {"html": "book", "singlehtml": "book on one page", "linkcheck": "list of links"}
 _TAG = re.compile(r"<(script|link|img|iframe|source)\b[^>]*>(\s*</script>)?", re.IGNORECASE)
 _REMOTE = re.compile(r"""\b(?:src|href)\s*=\s*["']?(?:https?:)?//""", re.IGNORECASE)
 # What the theme ships and no page uses: sphinx-thebe's scripts, which would fetch thebe for a reader who asks for live
@@ -34,6 +36,7 @@ _UNUSED = re.compile(
     r"""<script[^>]*(?:fontawesome|sphinx-thebe)\.js[^>]*>\s*</script>|<script>\s*const THEBE_JS_URL[^<]*</script>"""
     r"""|<script type="text/x-thebe-config">[^<]*</script>|<script>kernelName = [^<]*</script>""",
 )
+_PUBLIC = re.compile(r"(?:(?:https|ssh)://)?(?:[^@/]+@)?(github\.com|gitlab\.com)[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 _REMOTE_CSS = re.compile(r"""(?:@import\s+["']|url\(\s*["']?)(?:https?:)?//""", re.IGNORECASE)
 _LOADS = ("stylesheet", "preload", "preconnect", "modulepreload", "icon", "dns-prefetch", "prefetch")
 
@@ -42,11 +45,12 @@ class BuildFailed(Exception):
     """The book did not render. The message says where the log is, or what is wrong with a page."""
 
 
-def build(root: str | Path = ".", *, draft: bool = False) -> Path:
+def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html") -> Path:
     """Render the staged book into the folder returned. UserError: a chapter that may not be published.
 
     A `draft` goes to `_build/draft`, renders what there is (the committed outputs where a chapter was not run), and
-    says on every page why it is not the book; warnings do not stop it.
+    says on every page why it is not the book. `builder` is one of `BUILDERS`; what is not pages goes to a folder of its
+    name: all of it on one page, to be printed, or what became of every link.
     """
     book = Book(Path(root).resolve())
     faults = faults_of(book)
@@ -55,16 +59,19 @@ def build(root: str | Path = ".", *, draft: bool = False) -> Path:
     copy_pages(book)
     if draft:
         _fill_in(book, faults)
+    _point_at_source(book)
     marks.fill(book)
-    target = book.build / ("draft" if draft else "html")
+    target = book.build / (builder if builder != "html" else "draft" if draft else "html")
     digest = _digest(book)
-    if (target / DIGEST).exists() and (target / DIGEST).read_text() == digest and not missing_pages(book, target):
-        print(f"the book is up to date: {target / 'index.html'}")
+    pages = builder == "html"
+    current = (target / DIGEST).exists() and (target / DIGEST).read_text() == digest
+    if current and not (pages and missing_pages(book, target)):
+        print(f"the {WHAT[builder]} is up to date: {target / BUILDERS[builder]}")
         return target
-    rendered = _render(book, [] if draft else ["-W"])
+    rendered = _render(book, builder, strict=not draft)
     for page in rendered.rglob("*.html"):
         page.write_text(offline(page.read_text()))
-    problems = missing_pages(book, rendered) + remote_loads(rendered)
+    problems = [*(missing_pages(book, rendered) if pages else []), *remote_loads(rendered)]
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
     (rendered / DIGEST).write_text(digest)
@@ -74,7 +81,7 @@ def build(root: str | Path = ".", *, draft: bool = False) -> Path:
         os.replace(target, old)
     os.replace(rendered, target)
     shutil.rmtree(old, ignore_errors=True)
-    print(f"the {'draft' if draft else 'book'} is in {target / 'index.html'}")
+    print(f"the {'draft' if draft else WHAT[builder]} is in {target / BUILDERS[builder]}")
     return target
 
 
@@ -99,6 +106,28 @@ def _fill_in(book: Book, faults: list[str]) -> None:
     why = html.escape(f"{faults[0]}{more}" if faults else "rendered with --draft")
     settings["sphinx"]["config"]["html_theme_options"]["announcement"] = f"Draft, not the book: {why}"
     (book.staged / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def _point_at_source(book: Book) -> None:
+    """Point the launch buttons at the repository that this checkout came from; without a public one there are none."""
+    path = book.staged / "_config.yml"
+    settings, found = yaml.safe_load(path.read_text()), repository(book.root)
+    if found is None:
+        settings.pop("launch_buttons", None)
+    else:
+        settings["repository"] = dict(zip(("url", "branch"), found, strict=True))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def repository(root: Path) -> tuple[str, str] | None:
+    """Return the address and the branch of `root`'s remote `origin`; None where it is not on GitHub or GitLab."""
+    asked = {"url": ["remote", "get-url", "origin"], "branch": ["rev-parse", "--abbrev-ref", "HEAD"]}
+    said = {}
+    for name, words in asked.items():
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        said[name] = done.stdout.strip()
+    found = _PUBLIC.fullmatch(said["url"])
+    return (f"https://{found[1]}/{found[2]}/{found[3]}", said["branch"]) if found else None
 
 
 def faults_of(book: Book) -> list[str]:
@@ -129,24 +158,29 @@ def faults_of(book: Book) -> list[str]:
     return faults
 
 
-def _render(book: Book, strict: list[str]) -> Path:
+def _render(book: Book, builder: str, *, strict: bool) -> Path:
     """Run Jupyter Book on the staging folder, into a fresh folder. BuildFailed: with its warnings."""
     output = book.build / "render"
     shutil.rmtree(output, ignore_errors=True)
     log = book.build / "build.log"
     start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(book.staged)]
-    options = ["--path-output", str(output), "--all", "-n", "--keep-going", *strict]
+    options = ["--path-output", str(output), "--all", "-n", "--keep-going", "--builder", builder]
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     print(f"rendering {len(book.pages())} pages", flush=True)
     done = subprocess.run(
-        start + options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        [*start, *options, *["-W"] * strict],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=environment,
     )
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     write_atomically(log, plain)
     if done.returncode != 0:
         lines = [line for line in plain.splitlines() if "WARNING" in line or "ERROR" in line] or plain.splitlines()[-5:]
         raise BuildFailed("\n  ".join([f"Jupyter Book reports {len(lines)} warnings (all of it: {log})", *lines[:20]]))
-    return output / "_build" / "html"
+    return output / "_build" / builder
 
 
 def offline(page: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from kdcdiff.metrics.estimate import Estimate
 
 Row = Mapping[str, Any]
 MARKED = ' class="kdc-marked"'
+_INTERVAL = re.compile(r" (\[-?[\d.,]+, -?[\d.,]+\])$")  # it may stand below its value where a table is wide
+_APART = r' <span class="kdc-interval">\1</span>'
 FORMATS: dict[type, str] = {int: ",", float: ",.2f", Estimate: ".2f"}  # where `formats` says nothing
 
 
@@ -57,7 +60,7 @@ class Table:
 
     def _cell(self, tag: str, place: int, text: str, scope: str) -> str:
         about = f' scope="{scope}"' * (tag == "th") + ' class="kdc-figure"' * self.figures[place]
-        return f"<{tag}{about}>{html.escape(text)}</{tag}>"
+        return f"<{tag}{about}>{_INTERVAL.sub(_APART, html.escape(text))}</{tag}>"
 
 
 def table(

@@ -25,7 +25,7 @@ from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics import forgetting
 from kdcdiff.metrics.accuracy import class_accuracy
-from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds
+from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds, proportion
 from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.metrics.fid_kid import extract, kid
 from kdcdiff.models.pipeline import image_size
@@ -37,14 +37,15 @@ from kdcdiff.training.codecs import CODECS
 class ClassByClass:
     """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class is further away than the
     next; `before` (classes,) the accuracies of the student that has seen none of them; `images` (stages, classes, n, 3,
-    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds`, `peak_bytes` of all.
+    H, W) uint8; `retention` the base classes' accuracy at the end, over pictures; `memory` in bytes; `seconds` and
+    `peak_bytes` of all.
     """
 
     order: tuple[str, ...]
     matrix: np.ndarray
     before: np.ndarray
     images: Tensor
-    retention: float
+    retention: Estimate
     memory: int
     seconds: float
     peak_bytes: int
@@ -64,6 +65,11 @@ def class_order(run: Run, repetition: int) -> tuple[str, ...]:
         return classes
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(run.seed * 1009 + repetition))
     return tuple(classes[k] for k in order.tolist())
+
+
+def old_count(count: int) -> int:
+    """How many pictures are drawn of each base class, where `count` are of each novel one."""
+    return max(2, count // 2)
 
 
 def class_by_class(
@@ -111,7 +117,7 @@ def class_by_class(
             pixels=stages.images(run, "train").images, encoder=lambda pixels: encode(pipeline.vae, pixels)[0],
             generate=generate, after_stage=measure, **training,
         )  # fmt: skip
-        old = draw(pipeline.unet, base, max(2, count // 2))
+        old = draw(pipeline.unet, base, old_count(count))
         words = {
             "before": before,
             "retention": class_accuracy(old.images, old.labels, classifier).value,
@@ -149,9 +155,11 @@ def class_by_class(
         "class-by-class", make, settings=settings, inputs=inputs, external=stages.external_inputs(run)
     )
     tensors, words = load_file(artifact / "run.safetensors"), json.loads((artifact / "run.json").read_text())
+    shown = len(run.source.base) * old_count(profile.continual_images)
     return ClassByClass(
         order, tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
-        words["retention"], words["memory"], artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
+        proportion(round(words["retention"] * shown), shown), words["memory"],
+        artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
     )  # fmt: skip
 
 
@@ -198,15 +206,17 @@ def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
 
 
 def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
-    """Each of `MEASURES` that a method has: over its repetitions, or, of a single one, over its pictures alone."""
+    """`retention` and each of `MEASURES` that a method has: over its runs, or, of a single one, over its pictures."""
     first = repetitions[0]
     names = [name for name in MEASURES if len(first.matrix) > 1 or name.endswith("accuracy")]
     if len(repetitions) == 1:
-        return {name: of_shares(first.matrix, first.images.shape[2], MEASURES[name]) for name in names}
-    return {
+        found = {name: of_shares(first.matrix, first.images.shape[2], MEASURES[name]) for name in names}
+        return found | {"retention": first.retention}
+    found = {
         name: over_seeds([MEASURES[name](r.matrix) for r in repetitions], within=(0 if "accuracy" in name else -1, 1))
         for name in names
     }
+    return found | {"retention": over_seeds([r.retention.value for r in repetitions], within=(0, 1))}
 
 
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:

@@ -36,6 +36,7 @@ from kdcdiff.metrics.extractors import Clip, features, perceptual
 from kdcdiff.metrics.fid_kid import extract, frechet, kid
 from kdcdiff.metrics.similarity import clip_score, lpips_cross
 from kdcdiff.models import surgery
+from kdcdiff.models.export import save_portable
 from kdcdiff.models.pipeline import at_resolution, load_pipeline
 from kdcdiff.store import Artifact
 from kdcdiff.training import continual
@@ -131,7 +132,7 @@ def role_artifact(run: Run, name: str) -> Artifact | None:
             pipeline, encode_set(pipeline, styled(images, role)), dropout=dropout, **training,
             folder=folder / "checkpoint", describe=f"fine-tuning {role}",
         )  # fmt: skip
-        pipeline.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        save_portable(pipeline.unet, folder / "unet")
 
     settings = {
         "role": name, "classes": run.source.base, "steps": profile.style_steps, "batch": profile.distill_batch,

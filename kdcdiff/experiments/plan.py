@@ -24,7 +24,7 @@ from kdcdiff.claims import judging
 from kdcdiff.data.names import checked_dataset
 from kdcdiff.data.sources import DOWNLOADS, Source
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import ablation, continual, head_to_head, paper_models, paper_tables, stages
+from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_models, paper_tables, stages
 from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
 from kdcdiff.models import surgery, unet_files
@@ -34,7 +34,8 @@ from kdcdiff.store import Artifact, Store, content_key
 
 OXFORD_CLASSES = 102
 TIMED = ("sd-1", "sd-2", "bk-sdm-base", "bk-sdm-small", "kdc-described")  # by the chapter on surgery
-DISTILLING = ("student", "ablation", "recipe", "pairs", "class-by-class-taught")  # stages whose steps ask a teacher
+# stages whose steps ask a teacher
+DISTILLING = ("student", "first-steps", "recipe", "ablation", "pairs", "class-by-class-taught")
 MOMENTS = 4 * 4  # bytes of training for each parameter: weight, gradient and AdamW's two moments, in float32
 GIB = 2**30
 
@@ -187,6 +188,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     for cell in head_to_head.cells():
         for k in range(p.ablation_seeds):
             yield partial(head_to_head.student, run, cell, run.seed + k)
+    yield partial(first_steps.first_steps_artifact, run)
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k)
@@ -309,6 +311,7 @@ def plan_run(
 
 TRAINED: dict[str, Callable[[Mapping[str, Any]], str]] = {  # stage -> the variant that it trains; empty: a whole U-Net
     "student": lambda s: str(s["name"]),
+    "first-steps": lambda s: str(s["name"]),
     "ablation": lambda s: str(s["variant"]),
     "recipe": lambda s: str(s["network"]),
     "class-by-class": lambda s: str(s["variant"]),
@@ -340,6 +343,9 @@ def _weigh(line: Line, one: Asked, key: str, counts: dict[str, int], net: Networ
         kept = 4 * _trained(one, net)
     elif one.stage == "teacher":
         kept, drawn = 4 * net.whole, 0
+    elif one.stage == "first-steps":
+        drawn = (int(s["steps"]) // int(s["every"]) + 3) * classes  # and at first, in the end, and by the teacher
+        kept = drawn * picture
     elif one.stage in ("ablation", "recipe"):
         drawn = int(s["images"]) * classes * students
     else:

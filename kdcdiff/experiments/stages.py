@@ -26,6 +26,7 @@ from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, ratio
 from kdcdiff.models import influence, surgery, timing
 from kdcdiff.models.classifier import Classifier, load_classifier, save_classifier
+from kdcdiff.models.export import save_portable
 from kdcdiff.models.pipeline import IMAGE_SIZE, at_resolution, load_clip, load_pipeline, train_tokenizer
 from kdcdiff.models.shipped import assets_key
 from kdcdiff.sampling import generate as sampling
@@ -121,8 +122,8 @@ def clip_artifact(run: Run) -> Artifact | None:
         known = ImageSet.load(pictures.path)
         tokenizer = train_tokenizer(known.captions)
         model = train_clip(known, tokenizer, steps, min(batch, len(known)), seed, folder, "clip", run.device)
-        model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        save_portable(model, folder)
+        save_portable(tokenizer, folder)
 
     settings = {"steps": run.profile.classifier_steps, "batch": 128, "seed": run.seed}
     return run.store.get("clip", make, settings=settings, inputs=made(images=pictures))
@@ -145,7 +146,7 @@ def teacher_artifact(run: Run) -> Artifact | None:
         own = ImageSet.load(pictures.path).of_classes(classes)
         pipeline = run.place(at_resolution(load_pipeline(teacher), own.images.shape[-1]))
         fine_tune(pipeline, own, folder=folder / "checkpoint", **sizes)
-        pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
+        save_portable(pipeline, folder / "pipeline")
 
     settings = {
         "teacher": profile.teacher,
@@ -210,7 +211,7 @@ def student_artifact(run: Run, name: str, objective: DistillationLoss | None = N
             student, pipeline.unet, latents(run).of_classes(classes), pipeline.scheduler, objective,
             steps=steps, batch=batch, lr=lr, seed=seed, folder=folder, describe=f"distilling {name}",
         )  # fmt: skip
-        student.save_pretrained(folder / "unet", safe_serialization=True)
+        save_portable(student, folder / "unet")
 
     settings = {
         "name": name,

@@ -7,6 +7,7 @@ the tensors that stay: the peak of memory is about one student, whatever the tea
 from __future__ import annotations
 
 import html
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -164,6 +165,23 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def save_portable(part: Any, folder: Path) -> None:
+    """Write a network, a tokenizer or a whole pipeline to `folder`: safetensors and JSON that name no other folder."""
+    part.save_pretrained(folder, safe_serialization=True)
+    forget_paths(folder)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of the configurations below `folder` where they were read from: a path of this machine."""
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):  # of somebody's pipeline; whoever loads it says what is wrong with it
+            continue
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def save_student(checkpoint: Checkpoint, cut: Variant, out: Path) -> UNet2DConditionModel:
     """Cut a student of `checkpoint` into the new folder `out`: a whole pipeline where the teacher is one, else a U-Net.
 
@@ -173,7 +191,8 @@ def save_student(checkpoint: Checkpoint, cut: Variant, out: Path) -> UNet2DCondi
         student = surgery.shrink_checkpoint(checkpoint, cut)
         if checkpoint.pipeline is not None:
             shutil.copytree(checkpoint.pipeline, work, ignore=_ignored(checkpoint.pipeline), dirs_exist_ok=True)
-        student.save_pretrained(work / "unet" if checkpoint.pipeline is not None else work)
+        save_portable(student, work / "unet" if checkpoint.pipeline is not None else work)
+        forget_paths(work)  # what came with the teacher's other parts
         dtype, teacher = str(student.dtype).removeprefix("torch."), name_of(checkpoint.source)
         (work / "README.md").write_text(model_card(checkpoint.config, cut, teacher, dtype), encoding="utf-8")
     return student
@@ -187,7 +206,7 @@ def save_distilled(
     An `adapter` of LoRA, whose weights the U-Net has in it, is written to its folder ``lora`` as well.
     """
     with _whole_or_nothing(out) as work:
-        pipeline.to("cpu").save_pretrained(work, safe_serialization=True)
+        save_portable(pipeline.to("cpu"), work)
         if adapter:
             pipeline.save_lora_weights(work / "lora", unet_lora_layers=dict(adapter), safe_serialization=True)
         (work / "README.md").write_text(card, encoding="utf-8")

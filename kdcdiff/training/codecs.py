@@ -21,7 +21,7 @@ from kdcdiff.errors import UserError, check
 
 
 class Codec(NamedTuple):
-    """How latents (n, C, h, w) become rows of bytes, and float32 again; pictures (n, 3, H, W) stay uint8."""
+    """How latents (n, C, h, w) become rows of bytes, and float32 again; pictures (n, 3, H, W) are uint8 both ways."""
 
     size: Callable[[Sequence[int]], int]  # (C, h, w) -> bytes of a row
     encode: Callable[[Tensor], Tensor]  # latents -> rows (n, size) uint8

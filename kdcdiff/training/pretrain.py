@@ -29,6 +29,7 @@ from kdcdiff.data import flora
 from kdcdiff.data.latents import encode_set
 from kdcdiff.data.sources import load_flora
 from kdcdiff.models.classifier import Classifier, save_classifier
+from kdcdiff.models.export import save_portable
 from kdcdiff.models.pipeline import assemble, new_autoencoder, new_unet, text_encoder_of, train_tokenizer
 from kdcdiff.provenance import provenance, sha256_file
 from kdcdiff.training.components import train_autoencoder, train_classifier, train_clip, train_unet
@@ -110,14 +111,10 @@ def publish(
     """Write `out`, in fp16 and whole or not at all: the weights, `work`'s logs, provenance with `words`, checksums."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(partial / "pipeline", safe_serialization=True)
+    save_portable(pipeline.to(torch.float16), partial / "pipeline")
     save_classifier(classifier, partial / "classifier")
-    clip.half().save_pretrained(partial / "clip", safe_serialization=True)
-    clip_tokenizer.save_pretrained(partial / "clip")
-    for file in sorted(partial.rglob("*.json")):
-        config = json.loads(file.read_text())
-        if config.pop("_name_or_path", None):  # where it was read from: a path of this machine
-            file.write_text(json.dumps(config, indent=2) + "\n")
+    save_portable(clip.half(), partial / "clip")
+    save_portable(clip_tokenizer, partial / "clip")
     (partial / "log").mkdir()
     for log in sorted(work.glob("*/log.jsonl")):
         shutil.copy(log, partial / "log" / f"{log.parent.name}.jsonl")

@@ -25,7 +25,7 @@ PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 WIDTHS = (390, 600, 768, 992, 1280, 1600)  # pixels
-IMAGES = re.compile(r"\.(png|jpe?g|gif|webp)$")
+IMAGES = re.compile(r"\.(png|jpe?g|gif|webp|svg)$")
 AXE = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations'], preload: false})"
 CUT_OFF = """() => [...document.querySelectorAll('main pre')].filter(
     (e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 60))"""
@@ -88,4 +88,33 @@ def test_search_works_from_a_file(browser):
     page = browser.new_page()
     page.goto((HTML / "search.html").as_uri() + "?q=replay")
     page.wait_for_selector("#search-results li", timeout=20_000)
+    page.close()
+
+
+def test_pictures_move_along_their_slider_by_keyboard(browser):
+    page = browser.new_page()
+    page.goto((HTML / "notebooks" / "12-latent-replay.html").as_uri())
+    page.focus(".kdcs input")
+    last = page.inner_text(".kdcs output")
+    where = "getComputedStyle(document.querySelector('.kdcs i')).backgroundPositionY"
+    below = page.evaluate(where)
+    page.keyboard.press("Home")
+    assert page.inner_text(".kdcs output") != last and page.get_attribute(".kdcs input", "aria-valuetext") != last
+    assert (page.evaluate(where), below) == ("0%", "100%"), "the first row of the sheet, where the last one was"
+    page.close()
+
+
+def test_a_long_table_sorts_and_filters(browser):
+    page = browser.new_page()
+    page.goto((HTML / "notebooks" / "04-plausibility.html").as_uri())
+    table = page.locator("table.kdc-table", has=page.locator("thead button")).first
+    rows, words = table.locator("tbody tr"), page.locator(".kdc-filter input").first
+    count, head = rows.count(), table.locator("thead button").nth(2)
+    head.click()
+    cells = [cell.strip() for cell in table.locator("tbody tr td:nth-child(3)").all_inner_texts()]
+    assert cells == sorted(cells, key=str.lower) and table.locator("[aria-sort=ascending]").count() == 1
+    words.fill("kdc-diff refuted")
+    shown = [row for row in rows.all() if row.is_visible()]
+    assert 0 < len(shown) < count and all("refuted" in row.inner_text().lower() for row in shown)
+    assert page.inner_text(".kdc-filter output") == f"{len(shown)} of {count} rows"
     page.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -127,6 +128,30 @@ def test_a_draft_takes_what_there_is_and_says_so_on_every_page(small_book):
     assert (book.staged / "_config.yml").read_text() == (book.root / "_config.yml").read_text(), (
         "the book has no banner"
     )
+
+
+@pytest.mark.parametrize(
+    "origin, address",
+    [
+        ("https://github.com/some/book.git", "https://github.com/some/book"),
+        ("git@github.com:some/book.git", "https://github.com/some/book"),
+        ("https://name:secret@gitlab.com/some/a.book", "https://gitlab.com/some/a.book"),
+        ("/srv/git/book.git", None),
+        ("https://github.com.example.org/some/book", None),
+        (None, None),
+    ],
+)
+def test_launch_buttons_point_at_a_public_origin_or_are_not_there(small_book, origin, address):
+    book = Book(small_book(CHAPTERS, light=True))
+    git = ["git", "-C", str(book.root), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    if origin:
+        for words in ("init -qb trunk", f"remote add origin {origin}", "commit -q --allow-empty -ma"):
+            subprocess.run([*git, *words.split()], check=True)
+    copy_pages(book)
+    render._point_at_source(book)
+    settings = yaml.safe_load((book.staged / "_config.yml").read_text())
+    assert ("launch_buttons" in settings) == (address is not None)
+    assert settings.get("repository") == (address and {"url": address, "branch": "trunk"})
 
 
 @pytest.mark.parametrize(

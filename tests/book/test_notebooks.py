@@ -1,6 +1,6 @@
 """The committed notebooks: sound as files, and executed by nbval at `smoke`.
 
-They are committed with the outputs of `mini`. Cells whose output is exact on any machine and at any profile
+They are committed with the outputs of `full`. Cells whose output is exact on any machine and at any profile
 (counts, verdicts, closed forms) carry `# NBVAL_CHECK_OUTPUT`; KDCDIFF_PROFILE=smoke makes `open_chapter` use
 the smaller sizes, and nbval compares the marked cells. A guard makes sure that each of them was executed and compared.
 """

@@ -3,8 +3,10 @@
 import math
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 from kdcdiff.book import plots
 from kdcdiff.metrics.estimate import Estimate, as_estimate
@@ -29,3 +31,16 @@ def test_bars_show_estimates_with_their_intervals():
     assert [len(whisker) for whisker in whiskers[2:]] == [0, 0, 0], "where nothing is known, or all"
     assert axis.get_xlim() == (0, 1) and axis.get_xlabel() == "share"
     figure.canvas.draw()
+
+
+def test_line_art_is_a_vector_and_pictures_are_not():
+    lines = plots.bars({"one": 0.5, "two": 0.25}, unit="share")
+    drawn = plots.as_svg(lines)
+    assert drawn is not None and drawn.lstrip().startswith("<?xml") and drawn == plots.as_svg(lines)
+    assert plots.as_svg(plots.picture_grid(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 2)) is None
+
+
+def test_a_figure_of_very_many_lines_stays_a_picture():
+    figure, axis = plt.subplots()
+    axis.scatter(*np.random.default_rng(0).random((2, 9000)))
+    assert plots.as_svg(figure) is None

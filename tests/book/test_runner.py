@@ -159,7 +159,7 @@ def test_a_failure_names_notebook_cell_and_cause_and_leaves_its_copy(small_book,
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--profile", "big"], "profile='big': must be one of smoke, mini, paper"),
+        (["--profile", "big"], "profile='big': must be one of smoke, mini, full, paper"),
         (
             ["--dataset", "nowhere"],
             "dataset=.*must be flora, oxford-102, or the path of an existing image folder",

@@ -47,6 +47,7 @@ def test_the_page_says_what_heads_what(shown):
     assert [td.text for td in soup.select("tbody tr:last-child td")] == ["420,423,044", "0.50", "yes", "1,234.50"]
     figures = [td.text for td in soup.select("tbody tr:first-child .kdc-figure")]
     assert figures == ["859,520,964", "0.87 [0.81, 0.92]", ""], "to the right"
+    assert [span.text for span in soup.select(".kdc-interval")] == ["[0.81, 0.92]"], "it may stand below its value"
     assert [tr.th.text for tr in soup.select("tr.kdc-marked")] == ["a < b"]
 
 

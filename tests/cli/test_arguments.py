@@ -71,7 +71,7 @@ REFUSED = [
     (["generate", "flora", "--prompts", "nowhere.csv", "--out", "new"], "prompts='nowhere.csv': must be an existing"),
     (["complexity", "original", "--calls", "-1"], "--calls: must be a whole number from 0, not '-1'"),
     (["evaluate", "/nowhere", "/nowhere"], "generated: folder='/nowhere': must be a folder of images"),
-    (["run", "--profile", "big"], "--profile: profile='big': must be one of smoke, mini, paper"),
+    (["run", "--profile", "big"], "--profile: profile='big': must be one of smoke, mini, full, paper"),
     (["run", "--dataset", "/nowhere"], "--dataset: dataset='/nowhere': must be flora, oxford-102"),
     (["claims", "--verdict", "maybe"], "--verdict: invalid choice: 'maybe'"),
     (["pretrain", "--unet-steps", "0"], "--unet-steps: must be a whole number from 1, not '0'"),

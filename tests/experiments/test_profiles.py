@@ -15,7 +15,7 @@ from kdcdiff.metrics.estimate import Estimate
 
 
 def test_profiles_differ_only_in_sizes():
-    assert set(profiles.PROFILES) == {"smoke", "mini", "paper"}
+    assert set(profiles.PROFILES) == {"smoke", "mini", "full", "paper"}
     for name, profile in profiles.PROFILES.items():
         assert profile.name == name
         for field in profiles.allowed():  # the values that ship pass their own checks
@@ -61,7 +61,7 @@ GOOD = {"name": "03-x", "profile": "smoke", "dataset": "flora", "seed": 3}
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"profile": "huge"}, "profile='huge': must be one of smoke, mini, paper"),
+        ({"profile": "huge"}, "profile='huge': must be one of smoke, mini, full, paper"),
         (
             {"dataset": "flowers"},
             "dataset='flowers': must be flora, oxford-102, or the path of an existing image folder",

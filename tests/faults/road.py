@@ -29,11 +29,11 @@ CHECKPOINT = 3  # steps between checkpoints
 def travel(root: Path, steps: int = STEPS, say: Callable[[str], None] = print) -> None:
     """Images, latents, distillation, class-by-class training with replay, and pictures, below `root`."""
     import torch
-    from diffusers import UNet2DConditionModel
 
     from kdcdiff.data.latents import LatentSet, encode_set
     from kdcdiff.data.sources import load_flora
     from kdcdiff.models import surgery
+    from kdcdiff.models.export import save_portable
     from kdcdiff.models.pipeline import load_pipeline
     from kdcdiff.sampling.folder import generate_to_folder
     from kdcdiff.store import Store
@@ -44,14 +44,10 @@ def travel(root: Path, steps: int = STEPS, say: Callable[[str], None] = print) -
     torch.set_num_threads(1)
     store = Store(root / "artifacts", say=say)
 
-    def save(unet: UNet2DConditionModel, folder: Path) -> None:
-        unet.register_to_config(_name_or_path="")  # where it was read from: this road's own folder
-        unet.save_pretrained(folder, safe_serialization=True)
-
     def teacher(folder: Path) -> None:
         pictures = load_flora("train", CLASSES, 4, size=16, progress=False)
         pipeline = tiny_pipeline(pictures.captions)
-        pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
+        save_portable(pipeline, folder / "pipeline")
         (folder / "latents").mkdir()
         encode_set(pipeline, pictures).save(folder / "latents")
 
@@ -63,7 +59,7 @@ def travel(root: Path, steps: int = STEPS, say: Callable[[str], None] = print) -
             unet, pipeline.unet, latents, pipeline.scheduler, KDCLoss(), steps=steps, batch=2, lr=1e-3, ema=0.9,
             folder=folder, checkpoint_every=CHECKPOINT, norms_every=0, describe="",
         )  # fmt: skip
-        save(unet, folder / "unet")
+        save_portable(unet, folder / "unet")
 
     def continual(folder: Path, *, steps: int) -> None:
         pipeline = load_pipeline(made / "pipeline")
@@ -72,7 +68,7 @@ def travel(root: Path, steps: int = STEPS, say: Callable[[str], None] = print) -
             pipeline.unet, latents, CLASSES, pipeline.scheduler, "latent-replay", steps=steps, batch=2, lr=1e-3,
             capacity=4, folder=folder / "checkpoint",
         )  # fmt: skip
-        save(pipeline.unet, folder / "unet")
+        save_portable(pipeline.unet, folder / "unet")
 
     made = store.get("teacher", teacher)
     store.get("student", student, settings={"steps": steps}, inputs={"teacher": made})

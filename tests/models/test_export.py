@@ -16,6 +16,9 @@ from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionM
 from safetensors.torch import load_file, save_file
 
 from kdcdiff.cli import main
+from kdcdiff.models.export import save_portable
+
+from ..imports import REPO
 
 WORDS = ["a photo of a red rose", "a photo of a blue bell"]
 SMALL = UNET | {"block_out_channels": (16, 24, 32, 32)}
@@ -46,6 +49,36 @@ def same(a, b):
 def expected(pipeline, name):
     teacher = UNet2DConditionModel.from_pretrained(pipeline / "unet", torch_dtype=torch.float16)
     return surgery.shrink(teacher, name).state_dict()
+
+
+def test_what_is_written_names_no_folder_of_this_machine(pipeline, tmp_path):
+    loaded = load_pipeline(pipeline)
+    save_portable(loaded, tmp_path / "whole")
+    save_portable(loaded.unet, tmp_path / "unet")
+    assert main(["shrink", str(tmp_path / "whole"), "--variant", "original", "--out", str(tmp_path / "cut")]) == 0
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) > 15 and not [file for file in written if str(pipeline).encode() in file.read_bytes()]
+    assert "_name_or_path" not in (tmp_path / "unet" / "config.json").read_text()
+    assert same(UNet2DConditionModel.from_pretrained(tmp_path / "unet").state_dict(), loaded.unet.state_dict())
+
+
+def test_one_that_still_names_a_folder_is_read_as_ever(pipeline, tmp_path):
+    """Artifacts that were published before hold one; it decides nothing."""
+    loaded = load_pipeline(pipeline)
+    loaded.unet.save_pretrained(tmp_path / "old")
+    save_portable(loaded.unet, tmp_path / "new")
+    assert str(pipeline) in (tmp_path / "old" / "config.json").read_text()
+    old, new = (UNet2DConditionModel.from_pretrained(tmp_path / name) for name in ("old", "new"))
+    assert same(old.state_dict(), new.state_dict())
+    assert {k: v for k, v in old.config.items() if k != "_name_or_path"} == {
+        k: v for k, v in new.config.items() if k != "_name_or_path"
+    }
+
+
+def test_nothing_is_written_past_it():
+    """Whatever calls `save_pretrained` itself would publish a path again."""
+    saved = [path.name for path in (REPO / "kdcdiff").rglob("*.py") if ".save_pretrained(" in path.read_text()]
+    assert saved == ["export.py"]
 
 
 def test_shrink_writes_a_whole_pipeline_that_plain_diffusers_runs(pipeline, tmp_path, capsys):
