@@ -1,5 +1,5 @@
 # The book in two commands: `make book` and `make test`. Both set up what is missing first.
-# make setup | book | pdf | linkcheck | test | test-pages | test-faults | serve | bench | lint | clean        (make help)
+# make setup | book | pdf | linkcheck | test | test-pages | test-faults | test-gpu | audit | serve | bench | lint | clean
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -14,6 +14,9 @@ TESTS     ?= tests
 WORKERS   ?= 2
 KILLS     ?= 30
 CHROMIUM  ?= chromium
+CHAPTERS  ?= 2000
+HASHES    ?=
+ADVISORIES ?=
 LINTED    := kdcdiff tests benchmarks tools notebooks
 SETTINGS   = --profile $(PROFILE) --dataset "$(DATASET)" --seed $(SEED) --artifacts "$(ARTIFACTS)" \
              $(if $(DEVICE),--device $(DEVICE)) $(PARAMS)
@@ -36,14 +39,15 @@ echo
 endef
 export BAR
 
-.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults lint serve bench clean
+.PHONY: help setup book pdf linkcheck notebooks test test-pages test-faults test-gpu lint audit bill serve bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup                 the environment: $(VENV), pinned packages, this project, a Jupyter kernel"
 	@echo "     PYTHON=python3.12  VENV=$(VENV) (for every target)"
+	@echo "     HASHES=1: refuse a package whose file is not among requirements.hashes (all but torch and torchvision)"
 	@echo "make book                  run every chapter and render the book to _build/html"
-	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
+	@echo "     PROFILE=smoke|mini|full|paper  DATASET=flora|garden|oxford-102|<image folder>  SEED=0  ARTIFACTS=<folder>"
 	@echo "     DEVICE=cpu|cuda (the GPU where there is one)"
 	@echo "     PARAMS='-p distill_steps 500 -p temperature 2'"
 	@echo "make pdf                   the book on one page, and printed: _build/book.pdf (CHROMIUM=<path>)"
@@ -52,8 +56,12 @@ help:
 	@echo "make test                  the tests, the notebooks among them"
 	@echo "     TESTS=tests/test_store.py  WORKERS=$(WORKERS)"
 	@echo "make test-pages            the rendered book in a browser: accessible, light, nothing cut off (CHROMIUM=<path>)"
-	@echo "make test-faults           kill a small road $(KILLS) times, and finish it: KILLS=30"
+	@echo "make test-faults           kill a small road and every command, and finish them; then thousands of executions"
+	@echo "     KILLS=$(KILLS)  CHAPTERS=$(CHAPTERS) (0: none)"
+	@echo "make test-gpu              the same training, sampling and encoding on a GPU as on the CPU (needs a GPU)"
 	@echo "make lint                  ruff, over the notebooks as well, and mypy"
+	@echo "make audit                 the pinned packages against recorded advisories: ADVISORIES=<folder or zip>"
+	@echo "make bill                  the bill of materials, sbom.cdx.json, anew"
 	@echo "make serve                 the rendered book on http://localhost:$(PORT)"
 	@echo "make bench                 speed and memory, side by side (not a test)"
 	@echo "make clean                 remove artifacts/ and _build/ (not $(VENV))"
@@ -70,6 +78,8 @@ $(BIN)/python:
 
 $(STAMP): requirements.lock | $(BIN)/python
 	@echo "setup: installing $$(grep -c == requirements.lock) pinned packages (the first time: a few minutes, about 2 GB)"
+	@$(if $(HASHES),$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps \
+	  -r requirements.hashes,true)
 	@mkdir -p _build
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock; \
 	  echo "exit $$?"; } 2>&1 | tee _build/setup.log | sh -c "$$BAR" bar $$(grep -c == requirements.lock)
@@ -113,14 +123,29 @@ test-pages: $(READY)
 	@$(BIN)/python -m pytest -q --noconftest tests/book/browser.py
 
 test-faults: $(READY)
-	@echo "test-faults: $(KILLS) kills, damage, full disks: about $$(( 2 + $(KILLS) / 12 )) minutes on two idle cores"
-	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q tests/faults
+	@echo "test-faults: $(KILLS) kills of a road, $$(( $(KILLS) / 5 )) of each command, damage, full disks:" \
+	  "about $$(( 5 + $(KILLS) / 6 )) minutes on two idle cores;"
+	@echo "test-faults: then a million rows, 10,000 reads and $(CHAPTERS) executions of a chapter:" \
+	  "about $$(( 5 + $(CHAPTERS) / 25 )) minutes"
+	@OMP_NUM_THREADS=1 KDCDIFF_KILLS=$(KILLS) $(BIN)/python -m pytest -q -m "slow or not slow" tests/faults
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.endurance --chapters $(CHAPTERS)
+
+test-gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	  echo "test-gpu: torch sees no GPU here; \`make test\` runs the same tests on the CPU" >&2; exit 1; }
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/ruff format --check $(filter-out notebooks,$(LINTED))
 	@$(BIN)/mypy
 	@echo "lint: clean"
+
+audit: $(READY)
+	@$(BIN)/python -m tools.audit "$(ADVISORIES)"
+
+bill: $(READY)
+	@$(BIN)/python -m tools.bill
 
 serve: $(READY)
 	@test -f _build/html/index.html || { echo "serve: no book yet; make book renders it" >&2; exit 1; }

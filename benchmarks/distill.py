@@ -40,10 +40,11 @@ UNET = {"sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (32
 
 
 class Setup:
-    """Both loops' models and inputs, in one dtype."""
+    """Both loops' models and inputs, in one dtype, on one device; what is cached stays in the CPU's memory."""
 
-    def __init__(self, size: str, dtype: torch.dtype, batch: int, side: int) -> None:
+    def __init__(self, size: str, dtype: torch.dtype, batch: int, side: int, device: str = "cpu") -> None:
         torch.manual_seed(0)
+        self.device = torch.device(device)
         if size == "sd":
             self.vae, self.teacher = AutoencoderKL(**VAE), UNet2DConditionModel(**UNET)
             self.text, tokens = CLIPTextModel(CLIPTextConfig(**TEXT)), 77
@@ -53,8 +54,8 @@ class Setup:
             tokens = self.text.config.max_position_embeddings
         self.student = surgery.shrink(self.teacher, "kdc-described")
         for module in (self.vae, self.teacher, self.text):
-            module.to(dtype).eval().requires_grad_(False)
-        self.student.requires_grad_(True).train()
+            module.to(self.device, dtype).eval().requires_grad_(False)
+        self.student.to(self.device).requires_grad_(True).train()
         for unet in (self.teacher, self.student):
             unet.to(memory_format=torch.channels_last)  # for both loops: the recipe itself leaves it out
         self.dtype, self.batch, self.scheduler = dtype, batch, DDIMScheduler(**SCHEDULER)
@@ -62,16 +63,16 @@ class Setup:
         self.ids = torch.randint(0, self.text.config.vocab_size, (batch, tokens))
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-5, fused=True)
         with torch.no_grad():
-            dist = self.vae.encode(self.pixels.to(dtype)).latent_dist
-            prompts = self.text(self.ids)[0].float()
+            dist = self.vae.encode(self.pixels.to(self.device, dtype)).latent_dist
+            prompts = self.text(self.ids.to(self.device))[0].float().cpu()
         self.cache = LatentSet(
-            dist.mean.float(), dist.std.float(), torch.zeros(batch, dtype=torch.long), torch.arange(batch), prompts,
-            tuple(map(str, range(batch))), ("x",),
+            dist.mean.float().cpu(), dist.std.float().cpu(), torch.zeros(batch, dtype=torch.long), torch.arange(batch),
+            prompts, tuple(map(str, range(batch))), ("x",),
         )  # fmt: skip
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         on = self.dtype != torch.float32
-        return torch.autocast("cpu", self.dtype) if on else contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype) if on else contextlib.nullcontext()
 
 
 def reference(s: Setup) -> Callable[[], None]:
@@ -81,9 +82,9 @@ def reference(s: Setup) -> Callable[[], None]:
     def step() -> None:
         with s.autocast():
             with torch.no_grad():
-                latents = s.vae.encode(s.pixels.to(s.dtype)).latent_dist.sample() * 0.18215
-                prompts = s.text(s.ids)[0]
-            noise, t = torch.randn_like(latents), torch.randint(0, 1000, (s.batch,))
+                latents = s.vae.encode(s.pixels.to(s.device, s.dtype)).latent_dist.sample() * 0.18215
+                prompts = s.text(s.ids.to(s.device))[0]
+            noise, t = torch.randn_like(latents), torch.randint(0, 1000, (s.batch,), device=s.device)
             noisy = s.scheduler.add_noise(latents, noise, t)
             with torch.no_grad():
                 wanted = s.teacher(noisy, t, prompts).sample
@@ -108,6 +109,7 @@ def ours(s: Setup, objective: BKSDMLoss | KDCLoss) -> Callable[[], None]:
 
     def step() -> None:
         data = add_noise(s.cache.sample(rows, generator), s.cache.prompts[rows], s.scheduler, generator)
+        data = data.to(s.device, non_blocking=True)
         with s.autocast():
             with torch.no_grad():
                 wanted = s.teacher(data.noisy.to(s.dtype), data.timestep, data.prompt.to(s.dtype)).sample
@@ -126,14 +128,14 @@ def ours(s: Setup, objective: BKSDMLoss | KDCLoss) -> Callable[[], None]:
 
 def bare(s: Setup) -> Callable[[], None]:
     """Only what no loop can leave out: the two forwards and the backward."""
-    noisy = s.cache.mean.contiguous(memory_format=torch.channels_last)
-    t = torch.randint(0, 1000, (s.batch,))
+    noisy = s.cache.mean.to(s.device).contiguous(memory_format=torch.channels_last)
+    t, prompts = torch.randint(0, 1000, (s.batch,), device=s.device), s.cache.prompts.to(s.device)
 
     def step() -> None:
         with s.autocast():
             with torch.no_grad():
-                s.teacher(noisy.to(s.dtype), t, s.cache.prompts.to(s.dtype))
-            out = s.student(noisy, t, s.cache.prompts).sample
+                s.teacher(noisy.to(s.dtype), t, prompts.to(s.dtype))
+            out = s.student(noisy, t, prompts).sample
         out.float().square().mean().backward()
         s.student.zero_grad(set_to_none=True)
 

@@ -28,13 +28,17 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from kdcdiff.errors import check
+from kdcdiff.errors import UserError, check
 
 if TYPE_CHECKING:  # the list of commands is to appear without it
     import torch
 
 DEVICES = ("cpu", "cuda")
 DEVICE = "KDCDIFF_DEVICE"  # the variable by which kernels and workers know what was decided
+FULL = (
+    "smaller batches (--batch with --accumulate, --batch-size; -p distill_batch of a run), --checkpointing or a "
+    "smaller --resolution need less; --device cpu needs none"
+)
 
 MALLOPT = {  # parameter of mallopt(3) -> value
     -4: 0,  # M_MMAP_MAX: no allocation gets a mapping of its own
@@ -148,3 +152,14 @@ def computing(device: str | torch.device) -> contextlib.AbstractContextManager[o
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype)
+
+
+@contextlib.contextmanager
+def on_full_gpu() -> Iterator[None]:
+    """Let a GPU without memory for the block, or for the function that this decorates, be one line: a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
+            raise
+        raise UserError(f"the GPU's memory is full ({str(error).partition('. GPU')[0]}): {FULL}") from None

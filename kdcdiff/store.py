@@ -8,7 +8,8 @@ key = sha256 of canonical JSON of (stage name, stage version, its settings, the 
 inputs). The mapping that is keyed is the one that the work is called with, `make(folder, **settings)`. `make` writes
 into a work folder whose name depends on the key alone: it survives a kill, so that a training stage goes on from
 `work/checkpoint`. A finished folder gets its `manifest.json`, is synced to disk and renamed into place; nobody ever
-sees half of one. What was damaged since is moved aside, said, and made again. `kdcdiff.upkeep` looks after a store.
+sees half of one. What was damaged since is moved aside, said, and made again. `kdcdiff.upkeep` looks after a store;
+what it removes it removes `alone`: whoever has a store open holds a lock on it that all share.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import psutil
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.manifest import (
@@ -43,6 +48,7 @@ from kdcdiff.manifest import (
 from kdcdiff.provenance import PeakMemory, provenance, sha256_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, somebody's share of it, or a limit on a file's size
+USE = "in-use"  # among the locks: shared by all who have the store open
 CHECKPOINT = "checkpoint"  # a stage's own resume state, in its work folder; never published
 
 
@@ -69,6 +75,8 @@ class Artifact:
 class Store:
     """A folder of artifacts. Raises `UserError` where `root` cannot be written.
 
+    An open store is in use, until it is dropped or its process ends, and nobody tidies one that others use: what a
+    chapter has made, or is about to read, is on no record yet. Opening one that is being tidied waits.
     `on_use(artifact, built)` hears of each artifact that `get` hands out; `say` prints the one line about it.
     """
 
@@ -86,9 +94,31 @@ class Store:
         with self._explained("opening the store"):
             for folder in (self.root, self.root / "work", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.root / "locks" / f".probe-{os.getpid()}-{threading.get_ident()}"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            tempfile.TemporaryFile(dir=self.root / "locks").close()  # a probe, without a name that a kill could leave
+            self._use = (self.root / "locks" / USE).open("w")
+            self._share()
+
+    def _share(self) -> None:
+        """Hold the lock of those who use the store; wait for one who tidies it."""
+        try:
+            fcntl.flock(self._use, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.say(f"wait   {self.root.name}  is being tidied by another process")
+            fcntl.flock(self._use, fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the store to oneself. UserError: another process, or another `Store` of this one, has it open."""
+        try:
+            fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._share()
+            line = "is in use (a run, or an open notebook), and what that reads is not all on record; end it first"
+            raise UserError(f"artifacts={str(self.root)!r}: {line}") from None
+        try:
+            yield
+        finally:
+            self._share()
 
     def get(
         self,
@@ -213,17 +243,6 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def held(self, name: str) -> Iterator[bool]:
-        """Hold the lock of an artifact, without waiting; False where another process has it."""
-        with (self.root / "locks" / f"{name}.lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         with (self.root / "locks" / f"{name}.lock").open("w") as stream:
             try:
@@ -300,18 +319,31 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, never a part."""
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Give a hidden place beside `path` for a file or a folder, which becomes `path` where the block ends well.
+
+    So a reader sees the old or the new one, never a part. What a killed process has left on its way to `path` goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*.partial"):
+        maker = left.name.rsplit(".", 3)[1]
+        if maker.isdecimal() and not psutil.pid_exists(int(maker)):
+            _remove(left)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new one, never a part."""
+    with aside(path) as temporary, temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def claim(path: Path, settings: Mapping[str, Any], holds: str) -> None:

@@ -1,7 +1,7 @@
 """Looking after a store: what lies there, whether it is whole, what nobody needs any more, and what another one has.
 
-Nothing here makes a stage. What is removed is moved out of the way in one step first, under its lock, and what is taken
-from another store appears only when every byte of it matches its manifest.
+Nothing here makes a stage. What is removed is moved out of the way in one step first, while nobody has the store open,
+and what is taken from another store appears only when every byte of it matches its manifest.
 """
 
 from __future__ import annotations
@@ -82,15 +82,12 @@ def unneeded(store: Store, needed: Collection[str], unfinished: bool = False) ->
     return [entry for entry in found if entry.state in going or (entry.manifest and entry.manifest["key"] not in kept)]
 
 
-def remove(store: Store, entry: Entry) -> bool:
-    """Remove a folder of the store; False where a process is at work on it."""
-    with store.held(entry.name.removesuffix(".pull")) as free:
-        if free and entry.path.exists():
-            gone = store.root / "damaged" / f"{entry.name}.{os.getpid()}.gone"  # never seen half removed
-            gone.parent.mkdir(exist_ok=True)
-            os.replace(entry.path, gone)
-            shutil.rmtree(gone)
-        return free
+def remove(store: Store, entry: Entry) -> None:
+    """Remove a folder of the store, which the caller has to itself (`Store.alone`)."""
+    gone = store.root / "damaged" / f"{entry.name}.{os.getpid()}.gone"  # never seen half removed
+    gone.parent.mkdir(exist_ok=True)
+    os.replace(entry.path, gone)
+    shutil.rmtree(gone)
 
 
 def pull(root: Path, source: str, stages: Sequence[str] = (), say: Callable[[str], None] = print) -> tuple[int, int]:

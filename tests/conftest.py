@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kdcdiff.book.toc import slug
+from kdcdiff.experiments.executors import EXECUTOR
 from kdcdiff.models.pipeline import SCHEDULER, train_tokenizer
 from kdcdiff.process import DEVICE
 
@@ -84,7 +86,7 @@ def tiny_pipeline(prompts: Sequence[str]) -> StableDiffusionPipeline:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the settings that steer a run from outside."""
-    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES", DEVICE):
+    for name in ("KDCDIFF_PROFILE", "KDCDIFF_ARTIFACTS", "KDCDIFF_RESULTS", "KDCDIFF_SIZES", DEVICE, EXECUTOR):
         monkeypatch.setenv(name, "")  # so that what a test sets is taken back
         monkeypatch.delenv(name)
 
@@ -109,26 +111,26 @@ def write_notebook(path: Path, cells: list[str], parameters: str = "", own: str 
     return path
 
 
+def write_book(root: Path, chapters: dict[str, list[str]], **options: Any) -> Path:
+    """Write a book of notebooks given as {file's stem: cells} to `root`, with this project's settings; return it."""
+    for name, cells in chapters.items():
+        write_notebook(root / "notebooks" / f"{name}.ipynb", cells, **options)
+    shutil.copytree(REPO / "book" / "_static", root / "book" / "_static", dirs_exist_ok=True)
+    shutil.copy(REPO / "_config.yml", root)
+    (root / "book" / "references.bib").write_text("@misc{kdc, title={A title}, author={An Author}, year=2025}\n")
+    (root / "book" / "intro.md").write_text("# A small book\n\nWords.\n")
+    (root / "book" / "status.md").write_text("# Status\n\n<!-- chapters -->\n\n<!-- stages -->\n")
+    files = [f"notebooks/{name}" for name in chapters] + ["book/status"]
+    entries = "\n".join(f"      - file: {file}" for file in files)
+    toc = f"format: jb-book\nroot: book/intro\nparts:\n  - caption: All\n    chapters:\n{entries}\n"
+    (root / "_toc.yml").write_text(toc)
+    return root
+
+
 @pytest.fixture
 def small_book(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a book of notebooks given as {file's stem: cells}, with this project's settings; returns its folder."""
-
-    def make(chapters: dict[str, list[str]], **options: Any) -> Path:
-        root = tmp_path / "book-folder"
-        for name, cells in chapters.items():
-            write_notebook(root / "notebooks" / f"{name}.ipynb", cells, **options)
-        shutil.copytree(REPO / "book" / "_static", root / "book" / "_static", dirs_exist_ok=True)
-        shutil.copy(REPO / "_config.yml", root)
-        (root / "book" / "references.bib").write_text("@misc{kdc, title={A title}, author={An Author}, year=2025}\n")
-        (root / "book" / "intro.md").write_text("# A small book\n\nWords.\n")
-        (root / "book" / "status.md").write_text("# Status\n\n<!-- chapters -->\n\n<!-- stages -->\n")
-        files = [f"notebooks/{name}" for name in chapters] + ["book/status"]
-        entries = "\n".join(f"      - file: {file}" for file in files)
-        toc = f"format: jb-book\nroot: book/intro\nparts:\n  - caption: All\n    chapters:\n{entries}\n"
-        (root / "_toc.yml").write_text(toc)
-        return root
-
-    return make
+    """Makes a book as `write_book` has it; returns its folder."""
+    return partial(write_book, tmp_path / "book-folder")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ BESIDE = ("errors", "manifest", "store", "upkeep", "provenance", "process")
 LIBRARY = ("models", "data", "training", "sampling", "metrics")  # what a user's own script takes
 NOTEBOOK = ("IPython", "papermill", "nbformat")
 LONGEST = 400  # lines of a room
-LONG = {"data/flora.py"}  # the drawing of one flora, part by part
 
 PACKAGE = REPO / "kdcdiff"
 ROOMS = {path.relative_to(PACKAGE).as_posix(): path for path in python_files("kdcdiff")}
@@ -48,7 +47,7 @@ def test_imports_run_down_the_list_of_packages():
 
 
 def test_a_room_is_read_in_one_sitting():
-    lines = {room: len(path.read_text().splitlines()) for room, path in ROOMS.items() if room not in LONG}
+    lines = {room: len(path.read_text().splitlines()) for room, path in ROOMS.items()}
     assert {room: count for room, count in lines.items() if count > LONGEST} == {}
 
 

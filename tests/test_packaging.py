@@ -17,7 +17,7 @@ from .imports import REPO, imports_of, python_files
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-OURS = {"kdcdiff", "tests"}
+OURS = {"kdcdiff", "tests", "tools"}
 STARTED = {  # declared, and imported by no file: what it is for
     "ipykernel": "the kernel of every notebook",
     "jupyter-book": "`kdcdiff build` runs it",

@@ -35,7 +35,7 @@ def finish(body: str, page: Page, book: Book) -> Finished:
     if not page.is_chapter:
         return Finished(str(soup))
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
-    pictures = [str(image["src"]) for image in soup.select("div.cell_output img[src]")]
+    pictures = [str(image["src"]) for image in soup.find_all("img", src=True) if _made_by_a_cell(image)]
     article = soup.find("section") or soup
     title = article.find("h1") if isinstance(article, Tag) else None
     if title:
@@ -46,9 +46,9 @@ def finish(body: str, page: Page, book: Book) -> Finished:
 
 def make_accessible(soup: BeautifulSoup) -> None:
     """Let the keyboard scroll what scrolls, tables in a frame of their own; drop roles that contradict each other."""
-    for entry in soup.select(".citation-list[role], .citation[role]"):
+    for entry in soup.find_all(class_=["citation-list", "citation"], role=True):
         del entry["role"]  # a list of doc-biblioentry: the one may not hold the other, which is deprecated besides
-    for number, table in enumerate(soup.select("table"), 1):
+    for number, table in enumerate(soup.find_all("table"), 1):
         if table.find_parent(class_="kdc-scroll") or table.find_parent(class_=["kdcx", "highlighttable"]):
             continue
         caption = table.find("caption")
@@ -56,8 +56,9 @@ def make_accessible(soup: BeautifulSoup) -> None:
         frame = soup.new_tag("div", attrs={"class": "kdc-scroll", "tabindex": "0", "role": "region"})
         frame["aria-label"] = f"{said} ({number})" if caption else said
         table.wrap(frame)
-    for block in soup.select("div.highlight > pre"):
-        block["tabindex"] = "0"
+    for block in soup.find_all("pre"):
+        if block.parent and "highlight" in (block.parent.get("class") or ()):
+            block["tabindex"] = "0"
 
 
 def road_map(book: Book, page: Page) -> str:
@@ -72,13 +73,17 @@ def road_map(book: Book, page: Page) -> str:
 
 def tables(soup: BeautifulSoup) -> list[Tag]:
     """List the tables that a chapter's cells made, in order."""
-    return list(soup.select("div.cell_output table.kdc-table"))
+    return [table for table in soup.find_all("table", class_="kdc-table") if _made_by_a_cell(table)]
+
+
+def _made_by_a_cell(tag: Tag) -> bool:
+    return tag.find_parent("div", class_="cell_output") is not None
 
 
 def as_csv(table: Tag) -> str:
     """Write a table as CSV: a line for each row, the head among them."""
     text = io.StringIO()
-    rows = [[cell.get_text(" ", strip=True) for cell in row.select("th, td")] for row in table.select("tr")]
+    rows = [[cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])] for row in table.find_all("tr")]
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 

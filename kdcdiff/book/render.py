@@ -62,6 +62,8 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
     _point_at_source(book)
     marks.fill(book)
     target = book.build / (builder if builder != "html" else "draft" if draft else "html")
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # what a kill has left
     digest = _digest(book)
     pages = builder == "html"
     current = (target / DIGEST).exists() and (target / DIGEST).read_text() == digest
@@ -69,14 +71,14 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
         print(f"the {WHAT[builder]} is up to date: {target / BUILDERS[builder]}")
         return target
     rendered = _render(book, builder, strict=not draft)
+    if builder == "singlehtml":  # Sphinx puts the page where the first one lies, its addresses counted from the top
+        os.replace(rendered / book.pages()[0].path.with_suffix(".html"), rendered / BUILDERS[builder])
     for page in rendered.rglob("*.html"):
         page.write_text(offline(page.read_text()))
     problems = [*(missing_pages(book, rendered) if pages else []), *remote_loads(rendered)]
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))
     (rendered / DIGEST).write_text(digest)
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
     os.replace(rendered, target)

@@ -68,11 +68,12 @@ def run(
     chosen = book.chosen(only)
     if dataset not in DATASETS:
         dataset = checked_dataset(str(book.root / Path(dataset).expanduser()))
+    store = Store(book.root / Path(artifacts).expanduser(), say=lambda _: None)  # open, and so in use, to the end
     given: Values = {
         "profile": profiles.get(profile).name,
         "dataset": dataset,
         "seed": checked_seed(seed),
-        "artifacts": str(Store(book.root / Path(artifacts).expanduser(), say=lambda _: None).root),
+        "artifacts": str(store.root),
     }
     plan, sizes = _plan(book, chosen, given, own or {})
     copy_pages(book)

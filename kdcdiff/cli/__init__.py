@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from kdcdiff import __version__
 from kdcdiff.cli.arguments import Parser
 from kdcdiff.errors import UserError, one_line
-from kdcdiff.process import Stopped, keep_memory, stopping, wait_passively
+from kdcdiff.process import Stopped, keep_memory, on_full_gpu, stopping, wait_passively
 
 COMMANDS = {  # the command's file, and what it does
     "run": "execute the chapters into _build/staged",
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_memory()
     wait_passively()
     try:
-        with stopping():
+        with stopping(), on_full_gpu():
             args = parser_for(command).parse_args(words)
             return int(args.run(args) or 0)
     except KeyboardInterrupt as stop:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kdcdiff.data.names import checked_dataset
+from kdcdiff.data import names
 from kdcdiff.errors import UserError, check
 from kdcdiff.models import variants
 from kdcdiff.models.shipped import find_pipeline
 from kdcdiff.process import DEVICES, use_device
 
 Type = Callable[[str], Any]  # of an option: its words -> its value
-DATASETS = "flora, oxford-102 or an image folder with train and test"
+DATASETS = f"{', '.join(names.DATASETS)} or an image folder with train and test"
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +99,7 @@ def unet(text: str) -> str:
 
 
 variant = refusing(variants.variant)
-dataset = refusing(checked_dataset)
+dataset = refusing(names.checked_dataset)
 
 
 def add_resolution(parser: argparse.ArgumentParser, what: str, default: str) -> None:

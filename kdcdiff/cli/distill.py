@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--views", type=whole(1), default=1, help=views)
     add("--tracker", action="append", help="of accelerate's: tensorboard, wandb, ...")
     add("--sheet-every", type=whole(0), default=0, help="steps between sample sheets (0: none)")
+    add("--checkpoint-every", type=whole(1), default=200, help="steps between checkpoints (default: %(default)s)")
     add("--seed", type=arguments.seed, default=0, help="default: %(default)s")
     arguments.add_device(parser)
 
@@ -170,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
 
     log = distill(
         student, teacher, latents, pipeline.scheduler, objective, seed=args.seed, folder=work,
-        trackers=tuple(args.tracker or ()), watch=watch, watch_every=args.sheet_every, **settings,
+        trackers=tuple(args.tracker or ()), watch=watch, watch_every=args.sheet_every,
+        checkpoint_every=args.checkpoint_every, **settings,
     )  # fmt: skip
     if process.is_main_process:
         weights = f"{name}: {', '.join(f'{field} {value}' for field, value in vars(objective).items())}"

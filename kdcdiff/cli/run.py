@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=arguments.positive, help="seconds that one cell may take (default: four hours)")
     add("--force", action="store_true", help="run chapters that are up to date as well")
     add("--save-outputs", action="store_true", help="write the outputs back into the notebooks, to be committed")
+    queue = "file that says where independent stages run, such as book/executors/slurm.yaml (default: this machine)"
+    add("--executor", type=Path, metavar="FILE", help=queue)
     dry = "print what the run would make, fetch, weigh and take, and do nothing"
     add("--dry-run", action="store_true", help=dry)
     add("--root", default=".", help="the book's folder (default: the working folder)")
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from kdcdiff.book.costs import chapter_costs, stage_costs, stage_table
     from kdcdiff.book.staging import save_outputs
     from kdcdiff.book.toc import Book
+    from kdcdiff.experiments.executors import use_executor
     from kdcdiff.store import write_atomically
 
     book = Book(Path(args.root).resolve())
@@ -52,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         print(_planned(args, book))
         return 0
     arguments.device_of(args)  # the kernels see it as well
+    if args.executor:
+        use_executor(args.executor)
     start = time.perf_counter()
     try:
         executed = runner.run(

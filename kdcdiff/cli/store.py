@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from kdcdiff.errors import check
@@ -19,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recorded = "what the chapters have read (default: %(default)s)"
     for name, summary in (
         ("ls", "list what lies there: stage, key, size, age, and the chapters that read it"),
-        ("gc", "list what no chapter has read, damaged ones and what killed processes left; or remove it"),
+        (
+            "gc",
+            "list what no chapter has read, damaged ones and what killed processes left; or remove it",
+        ),
     ):
         own = action(name, summary)
         own.add_argument("--results", type=Path, default="_build/results.json", metavar="FILE", help=recorded)
@@ -78,17 +82,17 @@ def _gc(args: argparse.Namespace) -> int:
 
     root = args.artifacts.expanduser()
     next(entries(root), None)  # refuses a folder that is no store, which opening it would make one
-    needed = [stage["key"] for stage in Results(args.results).stages()]
     told = "no chapter is recorded there, so that nothing would be kept; name the results of the book"
-    check(bool(needed), "results", str(args.results), told)
+    check(bool(Results(args.results).stages()), "results", str(args.results), told)
     store, freed = Store(root), 0
-    for entry in unneeded(store, needed, args.unfinished):
-        size = entry.bytes
-        if not args.delete or remove(store, entry):
+    with store.alone() if args.delete else contextlib.nullcontext():
+        needed = [stage["key"] for stage in Results(args.results).stages()]  # none is added from here on
+        for entry in unneeded(store, needed, args.unfinished):
+            size = entry.bytes
             freed += size
+            if args.delete:
+                remove(store, entry)
             print(f"{'removed' if args.delete else 'may go'} {entry.name}  {entry.state}, {size / 2**20:,.1f} MiB")
-        else:
-            print(f"kept    {entry.name}  a process is at work on it")
     print(f"{freed / 2**20:,.1f} MiB {'removed' if args.delete else 'to be had; --delete removes it'}")
     return 0
 

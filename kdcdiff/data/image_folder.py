@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,16 +15,28 @@ from PIL import Image
 from torch import Tensor
 
 from kdcdiff.data.image_set import IMAGE_SUFFIXES
-from kdcdiff.data.texts import checked_text, read_lines, read_table
+from kdcdiff.data.texts import checked_text, csv_rows, json_rows, parquet_rows
 from kdcdiff.errors import UserError, check
 
-LINES = "metadata.jsonl"  # the same table, a JSON object a line
 METADATA = "metadata.csv"  # the imagefolder convention of `datasets`: file_name, text (or caption), further columns
+TABLES: dict[str, Callable[[Path, str], Iterator[dict[str, str]]]] = {  # what it may be called, and how it is read
+    METADATA: csv_rows,
+    "metadata.jsonl": json_rows,
+    "metadata.parquet": parquet_rows,
+}
 TEXT = ("text", "caption")  # what the column of captions may be called
-
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # whatever a file's name says; others may start programs
 
 MOST_PIXELS = 2**26  # of a picture, known before it is decoded: 200 MB as RGB
 LEAST_SIDE = 8  # pixels: nothing is to be seen in a picture that is narrower
+
+
+class Unfit(ValueError):
+    """A picture that is whole and cannot serve; `kind` says in a word or two why."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(detail or kind)
+        self.kind = kind
 
 
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
@@ -33,11 +46,19 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     `MOST_PIXELS`.
     """
     try:
-        with Image.open(path) as file:
-            image = _rgb(file)
+        return decode_image(path, size)
     except Exception as error:  # decoders of files that were made to break them fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
         raise UserError(f"image={str(path)!r}: cannot be read ({reason})") from error
+
+
+def decode_image(source: Path | BinaryIO, size: int | None = None, least: int = LEAST_SIDE) -> np.ndarray:
+    """Decode as `read_image` does, from a file or a stream. Unfit: animated, too large, narrower than `least`.
+
+    Any other exception: it cannot be read.
+    """
+    with Image.open(source, formats=FORMATS) as file:
+        image = _rgb(file, least)
     if size is None:
         return np.asarray(image)
     side = min(image.size)
@@ -46,19 +67,19 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
 
 
-def _rgb(file: Image.Image) -> Image.Image:
-    """Decode an opened file once its header says that this is a picture of a sensible size. ValueError: it is none."""
+def _rgb(file: Image.Image, least: int) -> Image.Image:
+    """Decode an opened file once its header says that this is a picture of a sensible size. Unfit: it is none."""
     width, height = file.size
     if width * height > MOST_PIXELS:
-        raise ValueError(f"{width}x{height} pixels; at most {MOST_PIXELS:,} are decoded")
-    if min(width, height) < LEAST_SIDE:
-        raise ValueError(f"{width}x{height} pixels; at least {LEAST_SIDE} a side are needed")
+        raise Unfit("too large", f"{width}x{height} pixels; at most {MOST_PIXELS:,} are decoded")
+    if min(width, height) < least:
+        raise Unfit("too small", f"{width}x{height} pixels; at least {least} a side are needed")
     if getattr(file, "is_animated", False) and file.format != "MPO":  # some cameras add a preview to a JPEG
-        raise ValueError("animated")
+        raise Unfit("animated")
     if file.mode.startswith("I;16"):  # Pillow would cut what is brighter than 255 of 65,535
         return Image.fromarray((np.asarray(file) // 257).astype(np.uint8)).convert("RGB")
     if file.mode in ("I", "F"):
-        raise ValueError("32-bit values, whose range nobody knows")
+        raise Unfit("of 32-bit values", "32-bit values, whose range nobody knows")
     return file.convert("RGB")
 
 
@@ -72,6 +93,24 @@ def image_files(folder: Path, pattern: str = "*", root: Path | None = None) -> l
     return sorted(found)
 
 
+def image_names(root: Path) -> list[str]:
+    """List the image files in and below `root` as `image_files` does, as names relative to it in the order of paths.
+
+    A name is a tenth of a path's memory, of which there may be a million. UserError: a link that leaves `root`.
+    """
+    names, folders = [], [""]
+    while folders:
+        inside = folders.pop()
+        with os.scandir(root / inside) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{inside}{entry.name}/")
+                elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."):
+                    check_links([Path(entry.path)] if entry.is_symlink() else [], root)
+                    names.append(inside + entry.name)
+    return sorted(names, key=lambda name: name.split("/"))
+
+
 def check_links(paths: Sequence[Path], root: Path) -> None:
     """Raise UserError unless every link among `paths` leads to a file below `root`."""
     for path in paths:
@@ -79,32 +118,30 @@ def check_links(paths: Sequence[Path], root: Path) -> None:
         check(inside, "image", str(path), "a link that leaves the folder; copy what it leads to")
 
 
+def table_of(folder: Path) -> Path | None:
+    """Find a folder's table: the first of `TABLES` that is there."""
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
 def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a folder's ``metadata.csv``, or else ``metadata.jsonl``, whose images are there.
+    """Read the rows of a folder's table whose images are there.
 
-    There are none without a table, and a torn last line is none. UserError: a table that does not name its files, or a
-    line that is no JSON.
+    There are none without a table, and a torn last line is none. UserError: a table that does not name its files, or
+    cannot be read.
     """
-    path = Path(folder) / METADATA
-    columns: Sequence[str] = ()
-    rows: list[dict[str, str]] = []
-    if path.is_file():
-        check_links([path], Path(folder))
-        columns, rows = read_table(path, METADATA)
-    elif (path := Path(folder) / LINES).is_file():
-        check_links([path], Path(folder))
-        rows = [_json_row(path, line) for line in read_lines(path, LINES)]
-        columns = sorted(set(rows[0]).intersection(*rows)) if rows else ()
-    check(not rows or "file_name" in columns, METADATA, str(path), "needs the columns file_name and text")
-    whole = [row for row in rows if None not in row and None not in row.values()]
-    return [row for row in whole if len(row["file_name"]) < 1024 and (path.parent / row["file_name"]).is_file()]
+    return list(metadata_rows(Path(folder)))
 
 
-def _json_row(path: Path, line: str) -> dict[str, str]:
-    try:
-        return {name: str(value) for name, value in json.loads(line).items() if value is not None}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{LINES}={str(path)!r}: must hold a JSON object a line, not {line[:60]!r}") from error
+def metadata_rows(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows that `read_metadata` returns, one by one."""
+    if (path := table_of(folder)) is None:
+        return
+    check_links([path], folder)
+    for row in TABLES[path.name](path, path.name):
+        check("file_name" in row, path.name, str(path), "needs the columns file_name and text")
+        torn = None in row or None in row.values()
+        if not torn and len(row["file_name"]) < 1024 and (folder / row["file_name"]).is_file():
+            yield row
 
 
 def column_of(rows: Sequence[Mapping[str, str]], *names: str) -> dict[str, str] | None:

@@ -166,10 +166,23 @@ class DenoisingBatch:
         return len(self.noisy)
 
 
-def add_noise(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator: torch.Generator) -> DenoisingBatch:
+def draw_timesteps(count: int, levels: int, generator: torch.Generator, even: bool = False) -> Tensor:
+    """Draw `count` time steps below `levels`, (count,) int64, each uniform.
+
+    `even` spaces a batch's evenly (Kingma et al. 2021, appendix I.1), which calms the gradient.
+    """
+    if not even:
+        return draw_rows(count, levels, generator)
+    places = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1
+    return (places * levels).long().clamp(max=levels - 1)
+
+
+def add_noise(
+    clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, even: bool = False
+) -> DenoisingBatch:
     """Noise `clean` (N, C, h, w) to random timesteps; the target is what the scheduler's prediction type asks for."""
     noise = torch.randn(clean.shape, generator=generator)
-    timestep = draw_rows(len(clean), scheduler.config.num_train_timesteps, generator)
+    timestep = draw_timesteps(len(clean), scheduler.config.num_train_timesteps, generator, even)
     noisy = noised(scheduler, clean, noise, timestep)
     targets = {
         "epsilon": lambda: noise,
@@ -181,9 +194,17 @@ def add_noise(clean: Tensor, prompt: Tensor, scheduler: DDIMScheduler, generator
 
 
 def denoising_batch(
-    latents: Rows, rows: Tensor, scheduler: DDIMScheduler, generator: torch.Generator, dropout: float = 0.1
+    latents: Rows,
+    rows: Tensor,
+    scheduler: DDIMScheduler,
+    generator: torch.Generator,
+    dropout: float = 0.1,
+    even: bool = False,
 ) -> DenoisingBatch:
-    """Make a training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`."""
+    """Make a training batch of `rows`: fresh latents, fresh noise, captions dropped with probability `dropout`.
+
+    `even` is as `draw_timesteps` has it.
+    """
     keep = torch.rand(len(rows), generator=generator) >= dropout
     clean = latents.sample(rows, generator)
-    return add_noise(clean, latents.prompts_of(rows, keep), scheduler, generator)
+    return add_noise(clean, latents.prompts_of(rows, keep), scheduler, generator, even)

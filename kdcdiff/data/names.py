@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcdiff.errors import check
 
-DATASETS = ("flora", "oxford-102")  # by name; anything else is an image folder
+DATASETS = ("flora", "garden", "oxford-102")  # by name; anything else is an image folder
 
 
 def checked_dataset(dataset: str) -> str:

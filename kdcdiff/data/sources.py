@@ -1,4 +1,4 @@
-"""Where pictures come from: `flora`, a folder of class folders, or Oxford-102; and `Source`, one of them by name."""
+"""Where pictures come from: drawn, a folder of class folders, or Oxford-102; and `Source`, one of them by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,33 +14,70 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from kdcdiff.data import flora
-from kdcdiff.data.image_folder import METADATA, TEXT, ImageFolder, column_of, image_files, read_metadata
+from kdcdiff.data import flora, garden
+from kdcdiff.data.drawing import SIDE
+from kdcdiff.data.image_folder import TEXT, ImageFolder, image_files, metadata_rows, table_of
 from kdcdiff.data.image_set import ImageSet, caption_of
+from kdcdiff.data.names import DATASETS
+from kdcdiff.data.texts import checked_text
 from kdcdiff.errors import UserError, check
+from kdcdiff.models import shipped
 from kdcdiff.provenance import sha256_file
 
 SPLITS = {"train": ("train",), "test": ("test", "valid", "validation", "val")}  # and what their folders may be called
 MOST_UNREADABLE = 0.05  # share of images that may be skipped before a folder is refused
 LEAST_IMAGES = 8  # training images that a class needs
-TEST_OFFSET = 1_000_000  # flora's test pictures start at this index: disjoint from every training picture
+DRAWN = {"flora": flora, "garden": garden}  # data sets that are drawn: each has `draw`, `BASE` and `NOVEL`
+FIRST = {"train": 0, "test": 1_000_000}  # index of a split's first drawn picture: the test's is beyond every training's
+Pictures = Sequence[flora.Picture] | Sequence[garden.Picture]
+
+
+def draw_flora(
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = SIDE, progress: bool = True,
+    *, unseen: bool = False,
+) -> list[flora.Picture]:  # fmt: skip
+    """Draw `per_class` pictures of each class, class after class. `unseen`: in any colour, as `flora.draw` has it."""
+    wanted = [(name, FIRST[split] + i) for name in classes for i in range(per_class)]
+    bar = tqdm(wanted, desc=f"drawing flora {split}", disable=not progress, mininterval=1)
+    return [flora.draw(name, i, seed, size, unseen=unseen) for name, i in bar]
+
+
+def draw_garden(
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = SIDE, progress: bool = True,
+    *, pairs: int = 0, unseen: bool = False,
+) -> list[garden.Picture]:  # fmt: skip
+    """Draw `per_class` pictures of each class, class after class, each then with `pairs` beside another class.
+
+    `unseen` lets in what `garden.HELD_OUT` keeps from training.
+    """
+    wanted: list[tuple[str, int, str | None]] = []
+    for name in classes:
+        others = garden.companions(name, classes, unseen)
+        wanted += [(name, FIRST[split] + i, None) for i in range(per_class)]
+        wanted += [(name, FIRST[split] + i, others[i % len(others)]) for i in range(pairs if others else 0)]
+    bar = tqdm(wanted, desc=f"drawing garden {split}", disable=not progress, mininterval=1)
+    return [garden.draw(name, i, seed, size, companion=companion, unseen=unseen) for name, i, companion in bar]
+
+
+DRAW: dict[str, Callable[..., Pictures]] = {"flora": draw_flora, "garden": draw_garden}
+
+
+def image_set(pictures: Pictures, classes: Sequence[str]) -> ImageSet:
+    """Gather drawn pictures, (N, 3, size, size), with their subjects' masks; the class is that of the first subject."""
+    return ImageSet(
+        images=torch.from_numpy(np.stack([p.image for p in pictures])).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.tensor([classes.index(p.name) for p in pictures]),
+        captions=tuple(p.caption for p in pictures),
+        classes=tuple(classes),
+        masks=torch.from_numpy((np.stack([p.mask for p in pictures]) * 255).astype(np.uint8)),
+    )
 
 
 def load_flora(
-    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = flora.SIDE, progress: bool = True
+    split: str, classes: Sequence[str], per_class: int, seed: int = 0, size: int = SIDE, progress: bool = True
 ) -> ImageSet:
     """Draw `per_class` pictures of each class, class after class, (N, 3, size, size), with the subjects' masks."""
-    offset = {"train": 0, "test": TEST_OFFSET}[split]
-    pairs = [(name, offset + i) for name in classes for i in range(per_class)]
-    bar = tqdm(pairs, desc=f"drawing flora {split}", disable=not progress, mininterval=1)
-    drawn = [flora.draw(name, i, seed, size) for name, i in bar]
-    return ImageSet(
-        images=torch.from_numpy(np.stack([p.image for p in drawn])).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.arange(len(classes)).repeat_interleave(per_class),
-        captions=tuple(p.caption for p in drawn),
-        classes=tuple(classes),
-        masks=torch.from_numpy((np.stack([p.mask for p in drawn]) * 255).astype(np.uint8)),
-    )
+    return image_set(draw_flora(split, classes, per_class, seed, size, progress), classes)
 
 
 # --- folders of class folders --------------------------------------------------------------------------------
@@ -51,7 +88,7 @@ def split_folder(root: Path, split: str) -> Path:
 
     Where nothing is split, `root` itself is the training split.
     """
-    check(root.is_dir(), "dataset", str(root), "must be flora, oxford-102 or an existing image folder")
+    check(root.is_dir(), "dataset", str(root), f"must be {', '.join(DATASETS)} or an existing image folder")
     if split == "train" and not any((root / name).is_dir() for names in SPLITS.values() for name in names):
         return root  # class folders alone, with nothing held out
     for name in SPLITS[split]:
@@ -75,11 +112,15 @@ def folder_classes(root: Path, least: int = 1) -> list[str]:
 
 
 def folder_captions(folder: Path) -> dict[str, str]:
-    """Read what ``metadata.csv`` says of each file of a split. UserError: a table without captions."""
-    rows = read_metadata(folder)
-    texts = column_of(rows, *TEXT)
-    check(not rows or texts is not None, METADATA, str(folder / METADATA), "needs the columns file_name and text")
-    return texts or {}
+    """Read what the table of a split says of each file. UserError: a table without captions, or one that is no text."""
+    found: dict[str, str] = {}
+    for row in metadata_rows(folder):
+        text = next((row[name] for name in TEXT if name in row), None)
+        if text is None:
+            table = table_of(folder) or folder
+            raise UserError(f"{table.name}={str(table)!r}: needs the columns file_name and text")
+        found[row["file_name"]] = checked_text(text, "caption")
+    return found
 
 
 def load_folder(
@@ -166,10 +207,10 @@ def _file_checksum(path: Path, size: int, changed: int) -> str:
 
 
 @functools.cache
-def _flora_checksum(classes: tuple[str, ...]) -> str:
+def _drawn_checksum(dataset: str, classes: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for name in classes:
-        digest.update(flora.draw(name, 0).image.tobytes())
+        digest.update(DRAWN[dataset].draw(name, 0).image.tobytes())
     return digest.hexdigest()
 
 
@@ -177,15 +218,19 @@ def _flora_checksum(classes: tuple[str, ...]) -> str:
 class Source:
     """A data set by name: which classes it has, and how to get their pictures.
 
-    `base` are the classes that the teacher knows (flora) or is fine-tuned on (a folder); `novel` come later, one by
-    one.
+    `base` are the classes that the teacher knows (flora) or is fine-tuned on; `novel` come later, one by one.
     """
 
     name: str
-    root: Path | None  # None: flora
+    root: Path | None  # None: drawn, one of `DRAWN`
     base: tuple[str, ...]
     novel: tuple[str, ...]
     seed: int = 0
+
+    @property
+    def ships(self) -> bool:
+        """Whether a teacher, a classifier and a CLIP of these pictures ship; of others they are trained."""
+        return self.root is None and self.name == shipped.DATASET
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -194,16 +239,16 @@ class Source:
     def load(self, split: str, classes: Sequence[str], per_class: int, size: int) -> ImageSet:
         """Get up to `per_class` pictures of each of these classes, `size` pixels wide and high, of a split."""
         if self.root is None:
-            return load_flora(split, classes, per_class, self.seed, size)
+            return image_set(DRAW[self.name](split, classes, per_class, self.seed, size), classes)
         return load_folder(self.root, split, classes, per_class, size)
 
     def checksum(self) -> str:
-        """Name the files of a folder, wherever it lies, or flora's first pictures; what a stage takes from outside.
+        """Name the files of a folder, wherever it lies, or what is drawn first; what a stage takes from outside.
 
         `seed` is no part of it: it is a setting.
         """
         if self.root is None:
-            return _flora_checksum(self.classes)
+            return _drawn_checksum(self.name, self.classes)
         digest = hashlib.sha256()
         for split in SPLITS:
             folder = split_folder(self.root, split)
@@ -216,12 +261,12 @@ class Source:
 
 
 def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
-    """Open the data set `name`: ``flora``, ``oxford-102``, or an image folder with ``train`` and ``test``.
+    """Open the data set `name`: one that is drawn, ``oxford-102``, or an image folder with ``train`` and ``test``.
 
     `classes` takes the first so many of a folder's classes (None: all); three in five of them are base, the rest novel.
     """
-    if name == "flora":
-        return Source("flora", None, flora.BASE, flora.NOVEL, seed)
+    if name in DRAWN:
+        return Source(name, None, DRAWN[name].BASE, DRAWN[name].NOVEL, seed)
     root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
     names = folder_classes(root, LEAST_IMAGES)
     ok = classes is None or 4 <= classes <= len(names)
@@ -234,9 +279,9 @@ def open_source(name: str, classes: int | None = None, seed: int = 0) -> Source:
 def open_training(name: str) -> Source:
     """Open what only training pictures are wanted of: class folders, with or without ``train``; all are novel.
 
-    Flora's classes stay base and novel, for its shipped student has seen the base ones.
+    The classes of a drawn set stay base and novel, for the shipped student has seen flora's base ones.
     """
-    if name == "flora":
+    if name in DRAWN:
         return open_source(name)
     root = oxford_102() if name == "oxford-102" else Path(name).expanduser().resolve()
     names = sorted(d.name for d in split_folder(root, "train").iterdir() if d.is_dir() and image_files(d))

@@ -2,17 +2,19 @@
 
 A step of the small stack spends its time between kernels and not in them: at batch 16 a second thread saves a tenth of
 it, while two processes of one thread each do nearly twice the work of one. A GPU is shared by nobody: where there are
-several each has a worker of its own, and where there is one the stages are made in turn, by whoever asks for them.
+several each has a worker of its own, and where there is one the stages are made in turn, by whoever asks for them. A
+cluster's queue takes the pool's place where `executors` is told to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
@@ -22,34 +24,48 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kdcdiff.errors import UserError
+from kdcdiff.experiments.executors import EXECUTOR, submitted
 from kdcdiff.experiments.run import Run
+from kdcdiff.process import keep_memory
 from kdcdiff.store import Store
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the run
 
 
 def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], describe: str = "") -> None:
-    """Make `stage(run, *args, **named)` for each of `calls`: a process for each GPU, or the profile's number on a CPU.
+    """Make `stage(run, *args, **named)` for each of `calls`, side by side: in the local pool, or as `EXECUTOR` says.
 
-    What they return is dropped: `stage` keeps its result in the store, where the next call finds it. `stage` must be
-    importable. The first error is raised and ends the rest.
+    The pool has a process for each GPU, or the profile's number on a CPU. What the calls return is dropped: `stage`
+    keeps its result in the store, where the next call finds it. `stage` must be importable. The first error is raised
+    and ends the rest.
     """
-    listed = list(calls)
-    gpus = _gpus() if run.device == "cuda" else []
-    most = len(gpus) if run.device == "cuda" else run.profile.processes or len(os.sched_getaffinity(0))
-    count = min(most, len(listed))
+    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
+    works = [(stage, words, run.store.root, *call) for call in calls]
+    file, gpus = os.environ.get(EXECUTOR), _gpus() if run.device == "cuda" else []
+    cores = run.profile.processes or len(os.sched_getaffinity(0))
+    count = min(len(works), len(works) if file else len(gpus) if run.device == "cuda" else cores)
     if count < 2:
         return
+    root = run.store.root
+    jobs = root.with_name(root.name + ".jobs")  # beside the store, which every machine sees
+    ended = submitted(Path(file), jobs, _one, works) if file else _pooled(works, count, gpus)
+    with contextlib.closing(ended):
+        for line in tqdm(ended, total=len(works), desc=describe or stage.__name__):
+            if line:
+                raise UserError(line)
+
+
+def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Generator[str]:
+    """Do `works` in a pool of `count` processes, each with one of `gpus`; yield what each returns, as they end."""
     spawned = multiprocessing.get_context("spawn")
     free = spawned.SimpleQueue()
     for gpu in gpus:
         free.put(gpu)
-    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
     with ProcessPoolExecutor(count, spawned, _begin, (free if gpus else None,)) as pool:
-        futures = [pool.submit(_one, stage, words, run.store.root, *call) for call in listed]
+        futures = [pool.submit(_one, *work) for work in works]
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc=describe or stage.__name__):
-                future.result()
+            for future in as_completed(futures):
+                yield future.result()
         except BrokenProcessPool:
             told = "a worker was killed (out of memory?); what it had finished is kept, so run it again, with fewer"
             raise UserError(f"processes={count}: {told}") from None
@@ -85,11 +101,16 @@ def _begin(gpus: SimpleQueue[str] | None) -> None:
 
     import torch
 
-    from kdcdiff.process import keep_memory
-
     torch.set_num_threads(1)
+
+
+def _one(
+    stage: Callable[..., Any], words: Mapping[str, Any], root: Path, args: tuple[Any, ...], named: Mapping[str, Any]
+) -> str:
+    """Make a stage in a process of its own; return the line of what a user can put right, or nothing."""
     keep_memory()
-
-
-def _one(stage: Callable[..., Any], words: Mapping[str, Any], root: Path, args: tuple[Any, ...], named: Any) -> None:
-    stage(Run(**words, store=Store(root, say=lambda line: None)), *args, **named)
+    try:
+        stage(Run(**words, store=Store(root, say=lambda line: None)), *args, **named)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -34,8 +34,7 @@ from kdcdiff.store import Artifact, Store, content_key
 
 OXFORD_CLASSES = 102
 TIMED = ("sd-1", "sd-2", "bk-sdm-base", "bk-sdm-small", "kdc-described")  # by the chapter on surgery
-# stages whose steps ask a teacher
-DISTILLING = ("student", "first-steps", "recipe", "ablation", "pairs", "class-by-class-taught")
+DISTILLING = ("student", "first-steps", "ablation", "recipe", "pairs", "class-by-class-taught")  # which ask a teacher
 MOMENTS = 4 * 4  # bytes of training for each parameter: weight, gradient and AdamW's two moments, in float32
 GIB = 2**30
 
@@ -185,10 +184,10 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(ablation.one_seed, run, cells, run.seed, steps=p.grid_steps, images=0)
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
+    yield partial(first_steps.first_steps_artifact, run)
     for cell in head_to_head.cells():
         for k in range(p.ablation_seeds):
             yield partial(head_to_head.student, run, cell, run.seed + k)
-    yield partial(first_steps.first_steps_artifact, run)
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k)

@@ -92,7 +92,7 @@ def latents(run: Run, split: str = "train") -> LatentSet:
 
 def classifier_artifact(run: Run) -> Artifact | None:
     """The stage behind `classifier`; None: it ships."""
-    if run.source.root is None:
+    if run.source.ships:
         return None
     pictures = images_artifact(run, "train")
 
@@ -114,7 +114,7 @@ def classifier(run: Run) -> Classifier:
 
 def clip_artifact(run: Run) -> Artifact | None:
     """The stage behind `clip`; None: it ships."""
-    if run.source.root is None:
+    if run.source.ships:
         return None
     pictures = images_artifact(run, "train")
 
@@ -138,7 +138,7 @@ def clip(run: Run) -> tuple[CLIPModel, CLIPTokenizer]:
 
 def teacher_artifact(run: Run) -> Artifact | None:
     """The stage behind `teacher`; None: it ships. Otherwise the profile's, fine-tuned on the folder's base classes."""
-    if run.source.root is None:
+    if run.source.ships:
         return None
     profile, pictures = run.profile, images_artifact(run, "train")
 

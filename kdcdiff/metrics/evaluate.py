@@ -66,7 +66,9 @@ def evaluate(
     scores.add("fid_infinity", lambda: fid_kid.fid_infinity(seen, known))
     if extractor.head is not None:
         scores.add("inception_score", lambda: fid_kid.inception_score(seen, extractor))
-    if prompts is not None and clip is not None:
+    if prompts is not None and clip is not None and seen.n == 1:
+        scores.left_out["clip_score"] = "generated=1: must be at least 2 for an interval"
+    elif prompts is not None and clip is not None:
         scores.estimates["clip_score"] = similarity.clip_score(generated, prompts, clip)
     if labels is not None and classifier is not None:
         scores.estimates["class_accuracy"] = class_accuracy(generated, labels, classifier)

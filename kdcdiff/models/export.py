@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from kdcdiff.errors import check, one_line
 from kdcdiff.models import surgery
 from kdcdiff.models.unet_files import Checkpoint
 from kdcdiff.models.variants import Variant
+from kdcdiff.store import aside
 
 if TYPE_CHECKING:  # see kdcdiff.models.surgery
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -154,15 +154,9 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "out", str(out), "must be a new or empty folder")
-    work = out.with_name(f".{out.name}.{os.getpid()}")
-    work.mkdir(parents=True)
-    try:
+    with aside(out) as work:
+        work.mkdir()
         yield work
-        if out.exists():
-            out.rmdir()
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def save_portable(part: Any, folder: Path) -> None:

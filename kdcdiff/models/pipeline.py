@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.models.shipped import find_pipeline, shipped
-from kdcdiff.models.unet_files import tensor_names
+from kdcdiff.models.shipped import check_index, find_pipeline, first_line, shipped, torn
+from kdcdiff.models.unet_files import from_hub, tensor_names
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
 
@@ -117,14 +117,20 @@ def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     return encoder.eval().requires_grad_(False)
 
 
-def new_autoencoder(seed: int) -> AutoencoderKL:
+def new_autoencoder(seed: int, widths: Sequence[int] = AUTOENCODER["block_out_channels"]) -> AutoencoderKL:
     """Make an untrained autoencoder whose posteriors start narrow around spread-out means.
 
+    `widths` are the channels of its levels, each of which but the last halves the side.
     With diffusers' own initial values a latent's noise is twenty times its signal, and the decoder spends thousands of
     steps on learning to ignore it.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKL(**AUTOENCODER)
+    levels = {
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+    }
+    vae = AutoencoderKL(**AUTOENCODER | levels)
     channels = vae.config.latent_channels
     with torch.no_grad():
         vae.quant_conv.weight[:channels] *= 12.0  # means
@@ -133,10 +139,12 @@ def new_autoencoder(seed: int) -> AutoencoderKL:
     return vae
 
 
-def new_unet(seed: int) -> UNet2DConditionModel:
-    """Make an untrained denoiser."""
+def new_unet(
+    seed: int, widths: Sequence[int] = UNET["block_out_channels"], side: int = UNET["sample_size"]
+) -> UNet2DConditionModel:
+    """Make an untrained denoiser of latents of `side`; `widths` are the channels of its stages, outermost first."""
     torch.manual_seed(seed)
-    return UNet2DConditionModel(**UNET)
+    return UNet2DConditionModel(**UNET | {"block_out_channels": tuple(widths), "sample_size": side})
 
 
 def assemble(
@@ -157,18 +165,20 @@ def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
     The caller moves it to its device. UserError: no such pipeline, or one that cannot be read.
     """
     folder = find_pipeline(name)
+    if folder is None:
+        folder = from_hub(str(name))
+        check_index(folder)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder or str(name), dtype=torch.float32, safety_checker=None, requires_safety_checker=False,
-            use_safetensors=True,
-        )  # fmt: skip
+            folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False, use_safetensors=True
+        )
     except MemoryError:
         raise
-    except Exception as error:  # the hub's many ways to fail, and those of a folder that holds anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({reason})") from error
-    if folder is not None:
-        _check_parts(pipeline, folder)
+    except Exception as error:  # a folder holds anything
+        fault = torn(folder)
+        told = f"{fault}: it is half downloaded or half copied; fetch it again" if fault else first_line(error)
+        raise UserError(f"pipeline={str(name)!r}: cannot be loaded ({told})") from error
+    _check_parts(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from functools import cache
@@ -10,11 +11,28 @@ from pathlib import Path
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
+DATASET = "flora"  # the data set of what ships: its teacher, classifier and CLIP are those
 ASSETS = Path(__file__).parent.parent / "assets"
 PIPELINES = "flora, a pipeline folder or a hub id like owner/name"
 UNETS = "flora, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last: a safety checker's, in old folders
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+PARTS = ("unet", "vae", "text_encoder")  # of a pipeline: those with weights
+UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "TimeoutException", "ConnectionError")
+ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (  # errors of the hub's client -> what happened, and what to do
+    (("GatedRepoError",), "is gated: accept its licence on its page of the hub, then `hf auth login`"),
+    (("DisabledRepoError",), "was disabled on the hub; name another"),
+    (("RepositoryNotFoundError",), "is not on the hub, or is private: look at its name again, or `hf auth login`"),
+    (
+        ("IncompleteSnapshotError",),
+        "is half downloaded, and the hub cannot be reached: `hf download {name}` goes on where there is a network",
+    ),
+    (
+        UNREACHED,
+        "is not on this machine, and the hub cannot be reached: `hf download {name} --local-dir <folder>` where "
+        "there is a network, and name the folder instead",
+    ),
+)
 
 
 @cache
@@ -81,3 +99,52 @@ def check_index(folder: Path) -> None:
             check(safe, "pipeline", str(folder), f"its {part} asks for code of {place[:1]}, which is not run")
             code = not (folder / part).is_dir() or not next((folder / part).glob("*.py"), None)
             check(code, "pipeline", str(folder), f"its {part} brings code, which is not run; remove it")
+
+
+def hub_advice(name: str, error: BaseException) -> str:
+    """Say in a line why the hub's client did not get the model `name`, and what to do about it."""
+    told_by = (error, error.__cause__)  # it wraps some of its own
+    kinds = {kind.__name__ for one in told_by for kind in type(one).__mro__}
+    for names, told in ADVICE:
+        if kinds.intersection(names):
+            return told.format(name=name)
+    return f"is not to be had from the hub ({first_line(error)})"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what somebody else's error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def torn(folder: Path) -> str:
+    """Say what an unfinished download left out of a pipeline's folder; nothing where all of it is there.
+
+    Looked at are the files that the parts' indices name, and whether each has as many bytes as its header says.
+    """
+    for part in PARTS:
+        if not (folder / part / "config.json").is_file():
+            return f"{part}/config.json is missing"
+        files = sorted((folder / part).glob("*.safetensors"))
+        for index in sorted((folder / part).glob("*.safetensors.index*.json")):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                files += [folder / part / str(file) for file in json.loads(index.read_text())["weight_map"].values()]
+        if not files and not [*(folder / part).glob("*.bin")]:
+            return f"{part} has no weights"
+        for file in dict.fromkeys(files):
+            if not file.is_file():
+                return f"{part}/{file.name} is missing"
+            if not _whole(file):
+                return f"{part}/{file.name} is cut short"
+    return ""
+
+
+def _whole(file: Path) -> bool:
+    """Say whether a safetensors file is as long as its header says: 8 bytes, a JSON object of that length, data."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(min(length, file.stat().st_size)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError):
+            return False
+    return file.stat().st_size >= 8 + length + max(ends, default=0)

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 
 from kdcdiff.errors import UserError, check
 from kdcdiff.models.configs import CONFIGS
-from kdcdiff.models.shipped import UNETS, find_pipeline
+from kdcdiff.models.shipped import UNETS, find_pipeline, hub_advice
 
 LDM = "model.diffusion_model."  # what the original code's U-Net parameters start with
 HUB_TEXTS = ("*.json", "*.txt", "LICENSE*")  # a pattern's star crosses folders
+HUB_UNUSED = ("safety_checker/*", "*non_ema*")
 HUB_WEIGHTS = ("*/*.safetensors", "diffusion_pytorch_model*.safetensors")  # not the whole-model files at the top
 
 
@@ -65,9 +66,9 @@ def open_unet(source: str | Path, pipeline: str | Path | None = None) -> Checkpo
 
     UserError: no such path or hub id, another kind of model, or weights that would have to be unpickled.
     """
-    path = find_pipeline(source, unet=True) or _from_hub(str(source))
+    path = find_pipeline(source, unet=True) or from_hub(str(source))
     if path.is_file():
-        return _single_file(path, (find_pipeline(pipeline) or _from_hub(str(pipeline))) if pipeline else None)
+        return _single_file(path, (find_pipeline(pipeline) or from_hub(str(pipeline))) if pipeline else None)
     adapters = [f for f in ("adapter_config.json", "pytorch_lora_weights.safetensors") if (path / f).is_file()]
     check(not adapters, "teacher", str(source), "a LoRA folder; fuse it into its U-Net, save that, and shrink it")
     whole = (path / "model_index.json").is_file()
@@ -79,7 +80,7 @@ def open_unet(source: str | Path, pipeline: str | Path | None = None) -> Checkpo
 
 def read_config(source: str | Path) -> dict[str, Any]:
     """Read the configuration of the U-Net at `source`, without its weights."""
-    path = find_pipeline(source, unet=True) or _from_hub(str(source), HUB_TEXTS)
+    path = find_pipeline(source, unet=True) or from_hub(str(source), HUB_TEXTS)
     if path.is_file():
         return _single_file(path, None).config
     for file in (path / "unet" / "config.json", path / "config.json"):
@@ -90,7 +91,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
 
 def read_resolution(source: str | Path) -> int:
     """Read the side of the pictures that the pipeline at `source` was trained on, in pixels, without its weights."""
-    folder = find_pipeline(source) or _from_hub(str(source), HUB_TEXTS)
+    folder = find_pipeline(source) or from_hub(str(source), HUB_TEXTS)
     side = read_json(folder / "unet" / "config.json").get("sample_size")
     check(isinstance(side, int), "sample_size", side, "must be one number: the pipeline's pictures must be square")
     return side * 2 ** (len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
@@ -171,11 +172,11 @@ def _diffusers_names(names: list[str], config: Mapping[str, Any]) -> dict[str, s
     return convert_ldm_unet_checkpoint({name: name for name in names}, layers)
 
 
-def _from_hub(name: str, patterns: tuple[str, ...] = HUB_TEXTS + HUB_WEIGHTS) -> Path:
+def from_hub(name: str, patterns: tuple[str, ...] = HUB_TEXTS + HUB_WEIGHTS) -> Path:
+    """Fetch what matches `patterns` of the hub's model `name`, or find it in the cache; return its folder."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's many ways to fail: no network, no such model, gated
-        why = f"no such folder, and not to be had from the hub ({type(error).__name__})"
-        raise UserError(f"path={name!r}: {why}") from None
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(HUB_UNUSED)))
+    except Exception as error:  # the hub's many ways to fail
+        raise UserError(f"pipeline={name!r}: {hub_advice(name, error)}") from None

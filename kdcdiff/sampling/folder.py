@@ -19,13 +19,15 @@ from torchvision.utils import make_grid
 from kdcdiff.data.image_folder import METADATA, read_metadata
 from kdcdiff.data.image_set import check_images
 from kdcdiff.errors import check
+from kdcdiff.process import on_full_gpu
 from kdcdiff.sampling.generate import Sampling, generate, make_scheduler, most_at_once, stream, warn_of
-from kdcdiff.store import claim
+from kdcdiff.store import aside, claim
 
 COLUMNS = ("file_name", "text", "seed", "index", "class", "scheduler", "fault")  # two first: datasets' imagefolder
 SETTINGS = "generation.json"
 
 
+@on_full_gpu()
 def generate_to_folder(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],
@@ -91,19 +93,15 @@ def write(images: Tensor, folder: Path, rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def _save_png(image: Tensor, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG", compress_level=1)
-    os.replace(temporary, path)
+    with aside(path) as temporary:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG", compress_level=1)
 
 
 def _rewrite(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    temporary = folder / f".{METADATA}.{os.getpid()}"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with aside(folder / METADATA) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)
-    os.replace(temporary, folder / METADATA)
 
 
 def fingerprint(pipeline: StableDiffusionPipeline) -> str:

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from kdcdiff.data.latents import at_once
 from kdcdiff.errors import check
-from kdcdiff.process import computing
+from kdcdiff.process import computing, on_full_gpu
 
 BLACK = 2  # an image whose brightest value is at most this, of 255, is black
 MOST = 50  # pictures at a time, however small
@@ -73,6 +73,7 @@ class Sampling:
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+@on_full_gpu()
 def generate(
     pipeline: StableDiffusionPipeline,
     prompts: Sequence[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode, encode_set, to_signed
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import down_sampling, new_clip, tokenize
+from kdcdiff.training.bottleneck import Withholding, level, tilt, withheld
 from kdcdiff.training.loop import fit
 from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
@@ -103,7 +105,7 @@ def vary(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def train_autoencoder(
     vae: AutoencoderKL,
     images: Tensor,
-    perceptual_net: Classifier,
+    perceptual_net: Classifier | None,
     *,
     steps: int,
     batch: int,
@@ -112,9 +114,15 @@ def train_autoencoder(
     folder: Path | None,
     kl_weight: float = KL_WEIGHT,
     perceptual_weight: float = PERCEPTUAL_WEIGHT,
+    decoder_only: bool = False,
     describe: str = "autoencoder",
 ) -> None:
-    """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation."""
+    """Train `vae` in place on `images` (N, 3, H, W) uint8, then set its scaling factor: latents have unit deviation.
+
+    `perceptual_net` adds its distance to the loss. `decoder_only` leaves the latents what they are, so that a U-Net
+    that was trained on them keeps its meaning.
+    """
+    coding = nn.ModuleList([vae.encoder, vae.quant_conv]).requires_grad_(not decoder_only)
     vae.to(memory_format=torch.channels_last)
     down = down_sampling(vae)
 
@@ -126,7 +134,8 @@ def train_autoencoder(
             self.vae = vae
 
         def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-            posterior = self.vae.encode(pixels).latent_dist
+            with torch.set_grad_enabled(not decoder_only):
+                posterior = self.vae.encode(pixels).latent_dist
             kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
             return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
 
@@ -140,6 +149,8 @@ def train_autoencoder(
     def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         output, kl = model(data["pixels"], data["noise"])
         reconstruction = reconstruction_loss(output, data["pixels"])
+        if perceptual_net is None:
+            return reconstruction + kl_weight * kl, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
         perceptual = perceptual_distance(perceptual_net.to(output.device), output, data["pixels"])
         terms = {"reconstruction": reconstruction.detach(), "perceptual": perceptual.detach(), "kl": kl.detach()}
         return reconstruction + perceptual_weight * perceptual + kl_weight * kl, terms
@@ -157,6 +168,7 @@ def train_autoencoder(
         describe=describe,
         weight_decay=0.0,
     )
+    coding.requires_grad_(True)
     sample = images[:: max(1, len(images) // 512)]
     vae.register_to_config(scaling_factor=1.0)
     deviation = encode(vae, sample)[0].std()
@@ -177,18 +189,32 @@ def train_unet(
     ema: float,
     seed: int,
     folder: Path | None,
+    even: bool = False,
+    withholding: Withholding | None = None,
+    inner_gain: float = 1.0,
     describe: str = "unet",
 ) -> None:
-    """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place."""
+    """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place.
+
+    `withholding` and an `inner_gain` above 1 give its inner stages work (`kdcdiff.training.bottleneck`); left out,
+    training is plain. `even` spaces the time steps of a batch.
+    """
     unet = pipeline.unet.to(memory_format=torch.channels_last)
+    if inner_gain != 1:
+        tilt(unet, inner_gain)
 
     def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
-        return denoising_batch(
-            latents, draw_rows(batch, len(latents), generator), pipeline.scheduler, generator, dropout
-        )
+        rows = draw_rows(batch, len(latents), generator)
+        return denoising_batch(latents, rows, pipeline.scheduler, generator, dropout, even)
 
     def loss(model: nn.Module, data: DenoisingBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.mse_loss(model(data.noisy, data.timestep, data.prompt, return_dict=False)[0], data.target), {}
+        with contextlib.ExitStack() as hidden:
+            if withholding is not None:
+                levels = pipeline.scheduler.config.num_train_timesteps
+                without = withholding.draw(data.timestep, levels, len(unet.up_blocks), generator)
+                hidden.enter_context(withheld(unet, latents.prompts[0], *without))
+            output = model(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        return F.mse_loss(output, data.target), {}
 
     fit(
         unet,
@@ -203,6 +229,7 @@ def train_unet(
         checkpoint_every=250,
         describe=describe,
     )
+    level(unet)
 
 
 # --- classifier ----------------------------------------------------------------------------------------------

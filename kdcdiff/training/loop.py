@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.process import Stopped, compute_dtype, stop_put_off
+from kdcdiff.process import Stopped, compute_dtype, on_full_gpu, stop_put_off
 from kdcdiff.training.checkpoint import EMA, CheckpointFolder, restore, training_state
 
 Terms = Mapping[str, Tensor]
@@ -80,6 +80,7 @@ def _logged(path: Path, size: int) -> list[dict[str, Any]]:
         raise UserError(f"log={str(path)!r}: {told}") from None
 
 
+@on_full_gpu()
 def fit(
     model: nn.Module,
     loss: Loss,

@@ -84,6 +84,16 @@ def axe(page: Page) -> list[str]:
     ]
 
 
+def test_a_first_visit_is_no_fault(browser):
+    """With nothing stored yet: the theme follows the system."""
+    context = browser.new_context(color_scheme="dark")
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.goto((HTML / "index.html").as_uri(), wait_until="load")
+    assert said == [] and page.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
 def test_search_works_from_a_file(browser):
     page = browser.new_page()
     page.goto((HTML / "search.html").as_uri() + "?q=replay")

@@ -162,7 +162,7 @@ def test_a_failure_names_notebook_cell_and_cause_and_leaves_its_copy(small_book,
         (["--profile", "big"], "profile='big': must be one of smoke, mini, full, paper"),
         (
             ["--dataset", "nowhere"],
-            "dataset=.*must be flora, oxford-102, or the path of an existing image folder",
+            "dataset=.*must be flora, garden, oxford-102, or the path of an existing image folder",
         ),
         (["-p", "alhpa", "1"], "alhpa='1': no chapter to be run has this parameter; they have .*steps"),
         (["-p", "steps", "many"], "steps='many': a takes int here"),

@@ -24,7 +24,11 @@ from kdcdiff.errors import UserError
         (arguments.one_of("a", "b"), {"a": "a"}, ["c", ""]),
         (arguments.pipeline, {"flora": "flora", "owner/name": "owner/name"}, ["fauna", "/nowhere/x", "a/b/c", ""]),
         (arguments.unet, {"flora": "flora", "owner/name": "owner/name"}, ["fauna", "net.safetensors"]),
-        (arguments.dataset, {"flora": "flora", "oxford-102": "oxford-102"}, ["fauna", "/nowhere", ""]),
+        (
+            arguments.dataset,
+            {"flora": "flora", "garden": "garden", "oxford-102": "oxford-102"},
+            ["fauna", "/nowhere", ""],
+        ),
     ],
 )
 def test_values_are_taken_or_refused_by_what_they_must_be(kind, good, bad):
@@ -72,7 +76,7 @@ REFUSED = [
     (["complexity", "original", "--calls", "-1"], "--calls: must be a whole number from 0, not '-1'"),
     (["evaluate", "/nowhere", "/nowhere"], "generated: folder='/nowhere': must be a folder of images"),
     (["run", "--profile", "big"], "--profile: profile='big': must be one of smoke, mini, full, paper"),
-    (["run", "--dataset", "/nowhere"], "--dataset: dataset='/nowhere': must be flora, oxford-102"),
+    (["run", "--dataset", "/nowhere"], "--dataset: dataset='/nowhere': must be flora, garden, oxford-102"),
     (["claims", "--verdict", "maybe"], "--verdict: invalid choice: 'maybe'"),
     (["pretrain", "--unet-steps", "0"], "--unet-steps: must be a whole number from 1, not '0'"),
     (["build", "--rot", "."], "unrecognized arguments: --rot ."),

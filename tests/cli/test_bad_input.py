@@ -99,6 +99,10 @@ FILES = {  # name -> content
     "empty-set/.keep": b"", "damaged/results.json": b'{"results": {', "damaged/list.json": b"[]",
     "damaged/half.json": b'{"results": {"a": {}}, "stages": {}}', "damaged/deep.json": DEEP,
     "damaged/latin.json": b"\xe9",
+    "mixed/0.tar": b"", "mixed/0.png": b"", "not-text/0.png": b"",
+    "not-text/metadata.csv": b"file_name,text\n0.png,\xe9",
+    "no-lines/0.png": b"", "no-lines/metadata.jsonl": b"[1]\n", "no-parquet/0.png": b"",
+    "no-parquet/metadata.parquet": b"PAR1 and no more PAR1", "deep-lines/0.png": b"", "deep-lines/metadata.jsonl": DEEP,
 }  # fmt: skip
 CONFIGS = {  # what a U-Net's config.json says -> what is wrong
     "class": {"_class_name": "FluxTransformer2DModel"},
@@ -143,6 +147,8 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 
 DISTILL, DRAW = ["distill", "--out", "new"], ["generate", "flora", "--out", "new", "--prompts"]
 OWN = ["personalize", "--pipeline", "flora", "--noun", "flower", "--out", "new", "--subject"]
+ENCODE = ["encode", "--teacher", "flora", "--out", "new"]
+CONTINUAL = ["continual", "--student", "flora", "--data", "flora", "--out", "new"]
 CUT, PULL = ["shrink", "--map", "--variant", "original"], ["store", "pull"]
 COMMANDS: list[tuple[list[str], str]] = [
     ([], "arguments are required"),
@@ -239,6 +245,29 @@ COMMANDS: list[tuple[list[str], str]] = [
         ("--noun", ""), ("--noun", "two words"), ("--token", "<s>"), ("--steps", "0"), ("--batch", "0"),
         ("--lr", "nan"), ("--prior-images", "0"), ("--prior-weight", "-1"), ("--lora", "0"), ("--images", "1"),
         ("--extractor", "vgg"), ("--pipeline", "fauna"), ("--out", "folder"))],
+    (["encode"], "required: --teacher"),
+    (ENCODE[:3], "required: --data, --out"),
+    ([*ENCODE, "--data", "nowhere"], "must be a folder of images"),
+    ([*ENCODE, "--data", "empty.txt"], "must be a folder of images"),
+    ([*ENCODE, "--data", "folder"], "must hold images, or tar shards of them"),
+    ([*ENCODE, "--data", "mixed"], "holds 1 tar shards and 1 pictures beside them"),
+    ([*ENCODE, "--data", "not-text"], "metadata.csv='"),
+    ([*ENCODE, "--data", "no-lines"], "must hold a JSON object a line"),
+    ([*ENCODE, "--data", "deep-lines"], "must hold a JSON object a line"),
+    ([*ENCODE, "--data", "no-parquet"], "cannot be read as a Parquet table"),
+    *[([*ENCODE, "--data", "mixed", option, value], option) for option, value in (
+        ("--teacher", "fauna"), ("--resolution", "7"), ("--resolution", "x"), ("--shard", "0"), ("--shard", "1.5"),
+        ("--share", "0/2"), ("--share", "3/2"), ("--share", "1"), ("--share", "1/2/3"), ("--share", "-1/2"),
+        ("--device", "tpu"))],
+    (["continual"], "required: --student"),
+    *[([*CONTINUAL, option, value], option) for option, value in (
+        ("--student", "fauna"), ("--data", "nowhere"), ("--base", "nowhere"), ("--out", "folder"),
+        ("--method", "er"), ("--capacity", "0"), ("--capacity", "nan"), ("--policy", "newest"), ("--codec", "jpeg"),
+        ("--steps", "0"), ("--batch", "1"), ("--lr", "0"), ("--lr", "nan"), ("--ema", "1"), ("--per-class", "0"),
+        ("--resolution", "7"), ("--images", "0"), ("--sampler-steps", "0"), ("--guidance", "inf"),
+        ("--judge-steps", "0"), ("--seed", "-1"), ("--device", "tpu"))],
+    ([*CONTINUAL, "--data", "folder"], "must hold class folders with images"),
+    ([*CONTINUAL, "--classes", "fern-of-nowhere"], "classes='fern-of-nowhere': must be of"),
     (["evaluate", "nowhere", "folder"], "must be a folder of images"),
     (["evaluate", "folder"], "required: real"),
     (["evaluate", "folder", "folder", "--extractor", "vgg"], "--extractor"),
@@ -370,6 +399,7 @@ BAD_PICTURES = {
     "text": (b"no picture", "cannot identify"),
     "a script": (b"<svg onload='x'/>", "cannot identify"),
     "a pickle": (pickle.dumps(Hostile()), "cannot identify"),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n", "cannot identify"),
     "cut": (GOOD_PNG[: len(GOOD_PNG) // 2], "cannot be read"),
     "flipped": (GOOD_PNG[:200] + bytes([GOOD_PNG[200] ^ 1]) + GOOD_PNG[201:], "cannot be read"),
     "one pixel wide": (encoded(Image.new("RGB", (1, 64))), "at least 8"),

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -9,6 +13,7 @@ import pytest
 
 from kdcdiff import cli
 from kdcdiff.book.results import Results
+from kdcdiff.errors import UserError
 from kdcdiff.manifest import sealed
 from kdcdiff.store import Store
 
@@ -20,14 +25,14 @@ def write(folder: Path, **settings: object) -> None:
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """A store of a data set, a student made from it, which a chapter has read, and one that nobody has."""
+    """The folder of a store of a data set, a student made from it, which a chapter has read, and one more."""
     monkeypatch.chdir(tmp_path)
-    store = Store("artifacts", say=lambda line: None)
-    data = store.get("data", write)
-    student = store.get("student", write, settings={"steps": 1}, inputs={"data": data})
-    store.get("student", write, settings={"steps": 2}, inputs={"data": data})
+    opened = Store("artifacts", say=lambda line: None)
+    data = opened.get("data", write)
+    student = opened.get("student", write, settings={"steps": 1}, inputs={"data": data})
+    opened.get("student", write, settings={"steps": 2}, inputs={"data": data})
     Results("_build/results.json").use(student, "distillation")
-    return store
+    return opened.root  # and nobody has it open
 
 
 def names(root: Path) -> list[str]:
@@ -41,9 +46,9 @@ def kdcdiff(capsys, *words: str) -> tuple[int, str, str]:
 
 
 def test_ls_says_what_lies_there_and_who_reads_it(store, capsys):
-    (store.root / "work" / "student-0" / "checkpoint").mkdir(parents=True)
-    (store.root / "damaged" / "old").mkdir(parents=True)
-    next(store.root.glob("data-*/deep/out.txt")).write_text("cut")
+    (store / "work" / "student-0" / "checkpoint").mkdir(parents=True)
+    (store / "damaged" / "old").mkdir(parents=True)
+    next(store.glob("data-*/deep/out.txt")).write_text("cut")
     code, out, _ = kdcdiff(capsys, "ls")
     lines = [line for line in out.splitlines() if "-" in line or "old" in line]
     assert code == 0 and [sum(word in line for line in lines) for word in ("data-", "student-", "old")] == [1, 3, 1]
@@ -54,45 +59,80 @@ def test_ls_says_what_lies_there_and_who_reads_it(store, capsys):
 def test_verify_reads_every_byte_and_changes_nothing(store, capsys):
     code, out, _ = kdcdiff(capsys, "verify")
     assert code == 0 and "3 artifacts, 0 of them damaged" in out
-    next(store.root.glob("data-*/deep/out.txt")).write_text("{]")
+    next(store.glob("data-*/deep/out.txt")).write_text("{]")
     code, out, _ = kdcdiff(capsys, "verify")
     assert code == 1 and "damaged: data-" in out and "deep/out.txt has a wrong checksum" in out
-    assert names(store.root) == ["data", "student", "student"]
+    assert names(store) == ["data", "student", "student"]
 
 
 def test_gc_lists_then_removes_what_no_chapter_leads_to(store, capsys):
-    (store.root / "work" / "student-0" / "checkpoint").mkdir(parents=True)
-    (store.root / "work" / "student-1").mkdir()
-    (store.root / "damaged" / "old").mkdir(parents=True)
+    (store / "work" / "student-0" / "checkpoint").mkdir(parents=True)
+    (store / "work" / "student-1").mkdir()
+    (store / "damaged" / "old").mkdir(parents=True)
     code, out, _ = kdcdiff(capsys, "gc")
-    assert code == 0 and out.count("may go") == 3 and names(store.root) == ["data", "student", "student"]
+    assert code == 0 and out.count("may go") == 3 and names(store) == ["data", "student", "student"]
     code, out, _ = kdcdiff(capsys, "gc", "--delete")
     assert code == 0 and out.count("removed ") == 3, "the data stay, which the student was made from"
-    assert names(store.root) == ["data", "student"] and not list((store.root / "damaged").iterdir())
-    assert [path.name for path in (store.root / "work").iterdir()] == ["student-0"], "a checkpoint is somebody's work"
+    assert names(store) == ["data", "student"] and not list((store / "damaged").iterdir())
+    assert [path.name for path in (store / "work").iterdir()] == ["student-0"], "a checkpoint is somebody's work"
     assert kdcdiff(capsys, "gc", "--delete", "--unfinished")[0] == 0
-    assert not list((store.root / "work").iterdir())
+    assert not list((store / "work").iterdir())
     assert "0.0 MiB to be had" in kdcdiff(capsys, "gc")[1]
 
 
-def test_gc_leaves_what_a_process_is_at_work_on(store, capsys):
-    (store.root / "work" / "student-1").mkdir()
-    with store.held("student-1") as free:
-        assert free and "kept    student-1" in kdcdiff(capsys, "gc", "--delete")[1]
-    assert (store.root / "work" / "student-1").exists()
+IN_USE = """
+import sys
+from kdcdiff.store import Store
+store = Store("artifacts", say=lambda line: None)
+store.get("new", lambda folder: (folder / "out.txt").write_text("on no record yet") and None)
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_gc_removes_nothing_while_a_process_has_the_store_open(store, capsys):
+    """What a chapter has just made is on no record yet: no lock of its own could tell."""
+    command = [sys.executable, "-c", IN_USE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout is not None and user.stdout.readline() == "made\n"
+        code, _, err = kdcdiff(capsys, "gc", "--delete")
+        assert code == 2 and err.count("\n") == 1 and "is in use (a run, or an open notebook)" in err
+        assert kdcdiff(capsys, "gc")[0] == 0, "a list harms nobody"
+        assert names(store) == ["data", "new", "student", "student"]
+        user.kill()
+    assert kdcdiff(capsys, "gc", "--delete")[0] == 0, "a killed process holds nothing"
+    assert names(store) == ["data", "student"]
+
+
+def test_a_store_that_is_being_tidied_opens_when_that_has_ended(store):
+    """The other way round: a run that begins meanwhile finds no artifact that goes while it is read."""
+    said: list[str] = []
+    tidier = Store(store, say=said.append)
+    with ThreadPoolExecutor(1) as pool:
+        with tidier.alone():
+            waiting = pool.submit(Store, store, say=said.append)
+            while not said:
+                time.sleep(0.01)
+            assert not waiting.done() and said == ["wait   artifacts  is being tidied by another process"]
+        second = waiting.result(60)
+    with pytest.raises(UserError, match="is in use"), tidier.alone():
+        pass
+    del second, waiting
+    with tidier.alone():
+        pass
 
 
 def test_gc_without_a_record_keeps_everything(store, capsys):
     code, _, err = kdcdiff(capsys, "gc", "--delete", "--results", "nowhere.json")
-    assert code == 2 and "nothing would be kept" in err and len(names(store.root)) == 3
+    assert code == 2 and "nothing would be kept" in err and len(names(store)) == 3
 
 
 @pytest.mark.parametrize("as_url", [False, True])
 def test_pull_takes_what_is_missing(store, capsys, tmp_path, as_url):
-    source = str(store.root)
+    source = str(store)
     if as_url:
         source = "memory://published/artifacts"
-        fsspec.filesystem("memory").put(str(store.root), "/published/artifacts", recursive=True)
+        fsspec.filesystem("memory").put(str(store), "/published/artifacts", recursive=True)
     code, out, _ = kdcdiff(capsys, "pull", source, "--artifacts", "mine", "--stage", "data")
     assert code == 0 and "1 artifacts pulled, 0 were here" in out and names(tmp_path / "mine") == ["data"]
     code, out, _ = kdcdiff(capsys, "pull", source, "--artifacts", "mine")
@@ -138,20 +178,20 @@ def altered(artifact: Path, how: str) -> None:
     ],
 )
 def test_what_is_not_what_it_says_is_refused(store, capsys, tmp_path, how, line):
-    artifact = next(store.root.glob("data-*"))
+    artifact = next(store.glob("data-*"))
     altered(artifact, how)
-    code, _, err = kdcdiff(capsys, "pull", str(store.root), "--artifacts", "mine", "--stage", "data")
+    code, _, err = kdcdiff(capsys, "pull", str(store), "--artifacts", "mine", "--stage", "data")
     assert code == 2 and line in err and err.count("\n") == 1
     assert names(tmp_path / "mine") == [] and not list(tmp_path.glob("mine/work/*"))
     assert not list(tmp_path.glob("**/escaped.txt"))
 
 
 def test_an_artifact_under_anothers_name_is_refused(store, capsys):
-    data, student = next(store.root.glob("data-*")), next(store.root.glob("student-*"))
+    data, student = next(store.glob("data-*")), next(store.glob("student-*"))
     shutil.rmtree(data)
     shutil.copytree(student, data)
     assert "its manifest is another's" in kdcdiff(capsys, "verify")[1]
-    code, _, err = kdcdiff(capsys, "pull", str(store.root), "--artifacts", "mine")
+    code, _, err = kdcdiff(capsys, "pull", str(store), "--artifacts", "mine")
     assert code == 2 and "its manifest is another's" in err
 
 

@@ -4,9 +4,11 @@ import csv
 import threading
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from kdcdiff.data import image_folder
 from kdcdiff.data.image_folder import ImageFolder, column_of, image_files, read_image, read_metadata
@@ -64,7 +66,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, how):
     elif how == "too large":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     elif how == "wordless":
-        monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(OSError()))
+        monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     with pytest.raises(UserError, match=r"^image='.*a.png': cannot be read \(.+\)$"):
         read_image(path)
 
@@ -90,6 +92,17 @@ def test_a_folder_without_a_table_an_empty_one_and_one_that_names_no_files(tmp_p
     (tmp_path / "metadata.csv").write_text("picture,text\na.png,a rose\n")
     with pytest.raises(UserError, match="^metadata.csv='.*metadata.csv': needs the columns file_name and text$"):
         read_metadata(tmp_path)
+
+
+def test_a_parquet_table_says_what_a_csv_table_does(folder):
+    rows = read_metadata(folder)
+    columns = {name: [row[name] for row in rows] for name in rows[0]} | {"width": [16] * 12}
+    (folder / "metadata.csv").unlink()
+    parquet.write_table(pyarrow.table(columns | {"text": [None, *columns["text"][1:]]}), folder / "metadata.parquet")
+    assert read_metadata(folder) == [rows[0] | {"text": ""}, *rows[1:]], "its columns of text are read"
+    parquet.write_table(pyarrow.table(columns | {"text": ["x" * 50_000] * 12}), folder / "metadata.parquet")
+    with pytest.raises(UserError, match="^metadata.parquet='.*': has 50,000 bytes in a field; at most 40,000"):
+        read_metadata(folder)
 
 
 # --- streaming -----------------------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ def test_a_batch_is_a_function_of_its_generator_and_drops_captions(cache):
     )
 
 
+def test_even_time_steps_cover_the_schedule_in_every_batch():
+    for seed in range(20):
+        steps = latents.draw_timesteps(8, 1000, seeded(seed), even=True)
+        assert sorted(steps.div(125, rounding_mode="floor").tolist()) == list(range(8))
+    plain = latents.draw_timesteps(8, 1000, seeded(0))
+    assert torch.equal(plain, latents.draw_rows(8, 1000, seeded(0)))
+
+
 def test_decoding_gives_pictures(cache, pipeline):
     images = latents.decode(pipeline.vae, cache.mean[:3])
     assert images.shape == (3, 3, 64, 64) and images.dtype == torch.uint8

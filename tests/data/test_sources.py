@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_serve_is_told_why(folder, spoil, message):
 
 
 def test_a_missing_folder_and_a_wrong_class_count(folder, tmp_path):
-    with pytest.raises(UserError, match="must be flora, oxford-102 or an existing image folder"):
+    with pytest.raises(UserError, match="must be flora, garden, oxford-102 or an existing image folder"):
         sources.open_source(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="classes=9: must be between 4 and 5"):
         sources.open_source(str(folder), classes=9)

@@ -1,5 +1,6 @@
 """Stages made side by side are the stages that one process makes; whatever goes wrong in one is told."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -8,15 +9,19 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import submitit
 import torch
 
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments import executors, parallel, stages
 from kdcdiff.experiments.continual import class_by_class
 from kdcdiff.store import Store
+
+from ..conftest import REPO
 
 
 @pytest.fixture
@@ -117,3 +122,132 @@ def test_workers_go_with_a_parent_that_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(workers_, timeout=30)
     assert not alive
+
+
+# --- in a queue ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queued(monkeypatch, tmp_path):
+    """Names an executor's file with these lines."""
+
+    def name(*lines: str) -> Path:
+        file = tmp_path / "executor.yaml"
+        file.write_text("\n".join(lines))
+        return executors.use_executor(file)
+
+    monkeypatch.setenv(executors.EXECUTOR, "")  # so that it is taken back
+    return name
+
+
+def test_submitits_own_processes_do_the_work(queued, tmp_path):
+    """With the file that the book names, and work that loads nothing."""
+    file, jobs = REPO / "book" / "executors" / "local.yaml", tmp_path / "artifacts.jobs"
+    assert sorted(executors.submitted(file, jobs, str.upper, [("a",), ("b",)])) == ["A", "B"]
+    assert not jobs.exists(), "logs of what went well are of no use"
+    with pytest.raises(UserError, match="job .* ended without a result .* run it again; its log: .*artifacts.jobs"):
+        list(executors.submitted(file, jobs, os._exit, [(3,)]))
+    with pytest.raises(submitit.core.utils.FailedJobError, match="invalid literal for int"):
+        list(executors.submitted(file, jobs, int, [("a",)]))
+    assert "invalid literal" in "".join(log.read_text() for log in jobs.glob("*.err"))
+
+
+def test_what_a_user_can_put_right_comes_back_as_its_line(opened):
+    def refuse(run, *, steps):
+        raise UserError(f"steps={steps}: must be more")
+
+    run = opened()
+    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(run) if field.name != "store"}
+    assert parallel._one(refuse, words, run.store.root, (), {"steps": 0}) == "steps=0: must be more"
+    assert parallel._one(print, words, run.store.root, (), {}) == ""
+
+
+class Job:
+    """A job of a queue: its result, or how far it is, is `state`."""
+
+    job_id, paths = "7", SimpleNamespace(stderr="7_0_log.err")
+
+    def __init__(self, state, cancelled):
+        self.state, self.cancelled = state, cancelled
+
+    def done(self):
+        return self.state != "waits"
+
+    def result(self):
+        if self.state == "killed":
+            raise submitit.core.utils.UncompletedJobError("no output")
+        return self.state
+
+    def cancel(self, check=True):
+        self.cancelled.append(self)
+
+
+class Queue:
+    """Stands for submitit's executor of any cluster: `states` are those of its jobs, in order."""
+
+    def __init__(self, folder, cluster):
+        self.states, self.cancelled = iter(Queue.states), Queue.cancelled
+        Path(folder).mkdir()
+        Queue.cluster = cluster
+
+    def update_parameters(self, **told):
+        Queue.told = told
+
+    batch = contextlib.nullcontext
+
+    def submit(self, work, *call):
+        return Job(next(self.states) if Queue.states else work(*call), self.cancelled)
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    monkeypatch.setattr(submitit, "AutoExecutor", Queue)
+    Queue.cancelled, Queue.states = [], ()
+    return Queue
+
+
+def test_a_queue_takes_the_pools_place(queue, queued, opened):
+    queued("cluster: slurm")
+    run = opened(processes=1)
+    parallel.run_stages(stages.images, run, [(("test",), {}), (("train",), {})])
+    assert len(list(run.store.root.glob("images-*/manifest.json"))) == 2
+    assert not opened.built["images"], "the jobs have made them"
+
+
+def test_a_cluster_is_asked_as_its_file_says(queue, queued, tmp_path):
+    queue.states = ["", "one line"]
+    file = queued("cluster: slurm", "timeout_min: 5", "slurm_partition: gpu")
+    assert list(executors.submitted(file, tmp_path / "jobs", print, [(1,), (2,)])) == ["", "one line"]
+    assert (queue.cluster, queue.told) == ("slurm", {"timeout_min": 5, "slurm_partition": "gpu"})
+    assert not (tmp_path / "jobs").exists() and not queue.cancelled
+
+
+def test_a_job_that_is_killed_ends_the_rest_with_a_line(queue, queued, tmp_path):
+    queue.states = ["killed", "waits"]
+    with pytest.raises(UserError, match="job 7 ended without a result .* run it again; its log: 7_0_log.err"):
+        list(executors.submitted(queued("cluster: slurm"), tmp_path / "jobs", print, [(1,), (2,)]))
+    assert [job.state for job in queue.cancelled] == ["waits"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["cluster: moon"], "cluster='moon': must be one of slurm, local"),
+        (["slurm"], "must hold parameters, as `cluster: slurm`"),
+        (["cluster: [slurm"], "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_names_no_queue_is_one_line(queued, lines, told):
+    with pytest.raises(UserError, match=told):
+        queued(*lines)
+
+
+def test_a_parameter_that_submitit_does_not_have_is_one_line(queued, tmp_path):
+    file = queued("cluster: local", "slurm_room: 7")
+    with pytest.raises(UserError, match="local takes no jobs .*slurm_room"):
+        list(executors.submitted(file, tmp_path / "jobs", print, [(1,)]))
+
+
+def test_the_files_that_the_book_names_can_be_read():
+    for file in (REPO / "book" / "executors").glob("*.yaml"):
+        assert executors.read_executor(file)[0] == file.stem

@@ -64,7 +64,7 @@ GOOD = {"name": "03-x", "profile": "smoke", "dataset": "flora", "seed": 3}
         ({"profile": "huge"}, "profile='huge': must be one of smoke, mini, full, paper"),
         (
             {"dataset": "flowers"},
-            "dataset='flowers': must be flora, oxford-102, or the path of an existing image folder",
+            "dataset='flowers': must be flora, garden, oxford-102, or the path of an existing image folder",
         ),
         ({"dataset": ""}, "dataset=''"),
         ({"seed": -1}, "seed=-1: must be a whole number"),

@@ -14,12 +14,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.conftest import REPO, tiny_pipeline
+
+if TYPE_CHECKING:
+    from kdcdiff.experiments.run import Run
+    from kdcdiff.store import Artifact
 
 CLASSES = ("daisy", "rose")
 STEPS = 8
@@ -95,6 +100,27 @@ def rests(root: Path) -> list[str]:
     return sorted(map(str, [*root.glob("artifacts/work/*"), *root.glob("artifacts/damaged/*"), *temporary]))
 
 
+# --- stages of a pool, which its workers import ---------------------------------------------------------------------
+
+
+def number_stage(run: Run, number: int) -> Artifact:
+    """A stage that writes its number."""
+
+    def make(folder: Path, *, number: int) -> None:
+        (folder / "number.txt").write_text(str(number))
+
+    return run.store.get("number", make, settings={"number": number})
+
+
+def killed_stage(run: Run, number: int) -> None:
+    """The same; at 1 the system kills its worker, once the one before is done."""
+    while number and not list(run.store.root.glob("number-*/manifest.json")):
+        time.sleep(0.02)
+    if number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    number_stage(run, number)
+
+
 # --- the command, and the process that forks it -------------------------------------------------------------------
 
 LIMITS = ("none", "files", "user")  # of a child: none, a largest file, or to be an ordinary user
@@ -135,13 +161,13 @@ def serve() -> None:
         if words[0] == "wait":
             print(os.waitstatus_to_exitcode(os.waitpid(int(words[1]), 0)[1]), flush=True)
             continue
-        log = words.pop()
+        log, *words = words
         if (child := os.fork()) == 0:
             os.setpgid(0, 0)
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
-            code = cli.main(["road", *words])
+            code = cli.main(words)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -162,9 +188,13 @@ class Roads:
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
+    def command(self, root: Path, words: Sequence[str]) -> int:
+        """Start a command of `kdcdiff`; return its process group. What it prints goes to `root`.log."""
+        return self._ask(f"{root}.log", *words)
+
     def start(self, root: Path, *words: str) -> int:
-        """Start on a road; return its process group. What it prints goes to `root`.log."""
-        return self._ask(str(root), *words, f"{root}.log")
+        """Start on the road below `root`, likewise."""
+        return self.command(root, ["road", str(root), *words])
 
     def wait(self, child: int) -> int:
         """Wait for the end of a journey; return its exit code, negative for a signal."""
@@ -183,6 +213,7 @@ class Roads:
 def roads() -> Iterator[Roads]:
     """A server of journeys."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "TQDM_DISABLE": "1"}
+    environment["TOKENIZERS_PARALLELISM"] = "false"  # it is forked
     command = [sys.executable, "-m", "tests.faults.road"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=REPO, env=environment, text=True, **pipes) as server:  # type: ignore[call-overload]

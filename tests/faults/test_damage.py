@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nbformat
@@ -17,6 +19,8 @@ from kdcdiff.book.results import Results
 from kdcdiff.book.staging import is_current, publish
 from kdcdiff.book.toc import Book
 from kdcdiff.data.latents import LatentSet
+from kdcdiff.data.listing import Listed
+from kdcdiff.data.shards import Encoded, ShardedLatents, finish, write_shards
 from kdcdiff.errors import UserError
 from kdcdiff.manifest import inspect
 from kdcdiff.models.shipped import checked_assets
@@ -72,6 +76,56 @@ def read_buffer(folder: Path) -> bool:
     return True
 
 
+def make_buffer_of_bytes(folder: Path) -> None:
+    """As class-by-class training keeps one where memory is short: quantised, its rows in a file."""
+    buffer = LatentReplayBuffer(3, seed=len(folder.name), codec="uint8", disk=folder.with_name(f"{folder.name}.rows"))
+    latents = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(len(folder.name)))
+    buffer.add_class("rose", latents, ["a rose"] * 4)
+    buffer.save(folder)
+
+
+class Two:
+    """Two parts of two pictures and of one, of which nothing is read."""
+
+    rows, classes = 2, ("rose",)
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+    def __len__(self) -> int:
+        return 2
+
+    def part(self, number: int) -> Iterator[Listed]:
+        return (Listed(Path(), f"{i}.png", f"number {i}", 0) for i in range(2 - number))
+
+
+def make_shards(folder: Path) -> None:
+    def encode(chunk: Sequence[Listed]) -> Encoded:
+        rows, generator = len(chunk), torch.Generator().manual_seed(len(chunk) + len(folder.name))
+        half = {name: torch.randn(rows, 2, 2, 2, generator=generator).half() for name in ("mean", "std")}
+        half |= {"prompts": torch.randn(rows, 2, 2, generator=generator).half(), "empty": torch.ones(2, 2).half()}
+        numbers = {"labels": torch.zeros(rows, dtype=torch.int64), "captions": torch.arange(rows)}
+        return Encoded(half | numbers, [])
+
+    write_shards(Two(folder.name), encode, folder, {"origin": ("x", 1.0), "size": 16})
+    finish(folder)
+
+
+def read_shards(folder: Path) -> bool:
+    """Draw every row, and read the notes as the command does that goes on."""
+    try:
+        cache = ShardedLatents(folder)
+        rows = torch.arange(len(cache))
+        cache.sample(rows, torch.Generator())
+        for keep in (True, False):
+            cache.prompts_of(rows, torch.full((len(rows),), keep))
+        finish(folder)
+    except UserError as error:
+        assert str(folder) in str(error)
+        return False
+    return True
+
+
 def make_checkpoint(folder: Path) -> None:
     weights = {"model.w": torch.randn(3, 3), "optimizer.0.step": torch.tensor(7.0)}
     CheckpointFolder(folder).save(7, weights, 20)
@@ -102,6 +156,8 @@ def read_assets(folder: Path) -> bool:
 KINDS: dict[str, Kind] = {
     "artifact": (make_artifact, read_artifact),
     "replay buffer": (make_buffer, read_buffer),
+    "replay buffer of bytes, on disk": (make_buffer_of_bytes, read_buffer),
+    "latents shards": (make_shards, read_shards),
     "checkpoint": (make_checkpoint, read_checkpoint),
     "shipped assets": (make_assets, read_assets),
 }
@@ -215,6 +271,15 @@ def test_a_flipped_bit_in_an_executed_chapter_is_found(staged):
     for damaged in (content[:-30], b"", content.replace(b"7.25", b"9.99")):
         copy.write_bytes(damaged)
         assert not is_current(book, book.chapters()[0], "stamp")
+
+
+def test_a_clock_that_is_set_back_changes_nothing_of_an_executed_chapter(staged):
+    book, copy = staged
+    later = time.time() + 10 * 365 * 86400
+    for path in (copy, book.results, book.root / book.chapters()[0].path):
+        if path.exists():
+            os.utime(path, (later, later))
+    assert is_current(book, book.chapters()[0], "stamp")
 
 
 def test_results_that_were_cut_are_refused_and_lost_ones_are_none(tmp_path):

@@ -1,10 +1,12 @@
 """Killed, stopped, crowded, refused and without room: the road ends where an unbroken one ends, bit for bit.
 
-`make test-faults` kills it more often: KDCDIFF_KILLS says how many times.
+So does every command that makes something. `make test-faults` kills more often, KDCDIFF_KILLS says how many times, and
+the long ones as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from .commands import COMMANDS, LONG, Command, Given, given, left_behind
 from .road import CHECKPOINT, Roads, outcome, rests, roads
 
 KILLS = int(os.environ.get("KDCDIFF_KILLS", "2"))
@@ -48,7 +51,7 @@ def ends_as(server: Roads, root: Path, unbroken: tuple[dict[str, str], float]) -
 
 
 def wait_for(pattern: str, root: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not list(root.glob(pattern)):
         assert time.monotonic() < end, log(root)
         time.sleep(0.005)
@@ -71,6 +74,61 @@ def test_a_road_killed_at_random_moments_ends_where_an_unbroken_one_ends(server,
             number += 1
             root, published = tmp_path / f"road{number}", set()
     ends_as(server, root, unbroken)
+
+
+def killed_at_random(server: Roads, root: Path, name: str, command: Command, made: Given, times: int) -> None:
+    """Kill a command `times` times at random moments of what it takes unbroken, and finish it: the same outcome."""
+    chance, whole = random.Random(name), root / "unbroken"
+    words = [name, *command.words(made, whole)]
+    start = time.perf_counter()
+    assert server.wait(server.command(whole, words)) == 0, log(whole)
+    seconds, unbroken = time.perf_counter() - start, command.outcome(whole)
+    assert len(unbroken) >= command.least and left_behind(whole) == []
+    broken = root / "broken"
+    words = [name, *command.words(made, broken)]
+    for _ in range(times):
+        child = server.command(broken, words)
+        time.sleep(chance.uniform(0, seconds))
+        if (code := server.kill(child)) == 0:
+            break
+        assert code == -signal.SIGKILL, log(broken)
+    done = server.wait(server.command(broken, words))
+    there = any(words in log(broken) for words in ("must be a new or empty folder", "must not exist yet"))
+    assert done == 0 or (done == 2 and there), log(broken)  # a new model is whole once it is there: none writes over it
+    assert command.outcome(broken) == unbroken
+    assert left_behind(broken) == []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Given:
+    return given(tmp_path_factory.mktemp("given"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_killed_command_given_again_ends_where_an_unbroken_one_ends(server, made, tmp_path, name):
+    killed_at_random(server, tmp_path, name, COMMANDS[name], made, max(1, KILLS // 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_so_does_one_that_takes_long(server, made, small_book, tmp_path, name):
+    cells = ["print(sum(range(100)))", "md:Words, and {cite}`kdc`."]
+    book = small_book({"01-a": cells, "02-b": [*cells, "md:```{bibliography}\n```"]}, light=True)
+    whole = dataclasses.replace(made, book=book)
+    killed_at_random(server, tmp_path, name, LONG[name], whole, max(1, KILLS // 10))
+
+
+def test_a_clock_that_is_set_back_changes_nothing(server, unbroken, tmp_path):
+    """What lies there is of a time that is still to come, and goes on all the same: nothing is decided by a date."""
+    root = tmp_path / "road"
+    child = server.start(root)
+    wait_for("artifacts/teacher-*/manifest.json", root)
+    server.kill(child)
+    later = time.time() + 10 * 365 * 86400
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (later, later))
+    ends_as(server, root, unbroken)
+    assert "reused teacher" in log(root), "and nothing is made twice"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,19 +1,24 @@
 """The recipe, at sizes of a minute: what it writes loads, and a second call has nothing left to train."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
 from kdcdiff import cli
-from kdcdiff.data import sources
+from kdcdiff.data import garden, sources
+from kdcdiff.data.attributes import ATTRIBUTES
 from kdcdiff.data.image_set import ImageSet
+from kdcdiff.errors import UserError
 from kdcdiff.models import shipped
+from kdcdiff.models.attribute_reader import load_reader
 from kdcdiff.models.classifier import Classifier, load_classifier
-from kdcdiff.models.pipeline import load_clip, load_pipeline
+from kdcdiff.models.pipeline import load_clip, load_pipeline, new_autoencoder, new_unet
 from kdcdiff.training import components
 from kdcdiff.training.components import fine_tune, perceptual_distance, train_classifier
+from kdcdiff.training.protocols import RECIPES
 
 TINY = {
     "images_per_class": 6, "extractor_images_per_class": 4, "clip_steps": 2, "clip_batch": 8, "perceptual_net_steps": 2,
@@ -39,6 +44,45 @@ def test_what_it_writes_can_ship(made, monkeypatch):
     assert not [f for f in (made / "assets").rglob("*.json") if "_name_or_path" in f.read_text()]
     words = json.loads((made / "assets" / "provenance.json").read_text())
     assert words["recipe"] == json.loads(json.dumps(words["recipe"])) and words["recipe"]["unet_steps"] == 2
+
+
+def test_the_gardens_recipe_makes_a_plain_pipeline_of_other_sizes_and_a_reader(tmp_path):
+    tiny = TINY | {"pairs_per_class": 1, "extractor_pairs_per_class": 1, "decoder_steps": 2, "reader_steps": 2,
+                   "perceptual_net_steps": 0, "images_per_class": 2, "extractor_images_per_class": 2}  # fmt: skip
+    words = [w for name, value in tiny.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+    places = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "assets")]
+    assert cli.main(["pretrain", "--recipe", "garden", *places, *words]) == 0
+    pipeline = load_pipeline(tmp_path / "assets" / "pipeline")
+    assert (pipeline.unet.config.sample_size, pipeline.vae_scale_factor) == (16, 4)
+    plain = new_unet(0, RECIPES["garden"].unet_widths, 16)
+    assert set(pipeline.unet.state_dict()) == set(plain.state_dict())  # nothing of the training's means is left in it
+    assert load_classifier(tmp_path / "assets" / "classifier").classes == tuple(garden.SPECIES)
+    assert load_reader(tmp_path / "assets" / "attributes").attributes == ATTRIBUTES["garden"]
+    written = json.loads((tmp_path / "assets" / "provenance.json").read_text())["recipe"]
+    assert (written["dataset"], written["inner_gain"], written["reader_steps"]) == ("garden", 2.0, 2)
+    logs = {path.stem for path in (tmp_path / "assets" / "log").iterdir()}
+    assert logs == {"text", "autoencoder", "unet", "decoder", "classifier", "attributes", "clip"}
+
+
+def test_what_ships_is_floras_recipe_and_pairs_are_the_gardens():
+    words = json.loads((shipped.ASSETS / "provenance.json").read_text())["recipe"]
+    words["perceptual_net_steps"] = words.pop("eye_steps")  # its name at that time
+    assert {name: getattr(RECIPES["flora"], name) for name in words} == words
+    with pytest.raises(UserError, match="pairs_per_class=3: must be 0: a picture of flora has one subject"):
+        replace(RECIPES["flora"], pairs_per_class=3)
+
+
+def test_a_decoder_trained_alone_leaves_the_latents():
+    """One step of each kind on an autoencoder of two levels: what moves is what is said to."""
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    settings = {"steps": 1, "batch": 2, "lr": 1e-2, "seed": 0, "folder": None, "describe": ""}
+    vae = new_autoencoder(0, (8, 8))
+    coding = [vae.encoder.conv_in.weight, vae.quant_conv.weight, vae.decoder.conv_out.weight]
+    before = [weight.detach().clone() for weight in coding]
+    components.train_autoencoder(vae, images, None, decoder_only=True, **settings)
+    assert [torch.equal(a, b) for a, b in zip(coding, before, strict=True)] == [True, True, False]
+    components.train_autoencoder(vae, images, None, **settings)
+    assert not torch.equal(coding[0], before[0])
 
 
 def test_perceptual_distance_is_zero_for_the_same_and_grows_with_blur(made):
