@@ -3,7 +3,7 @@
     python -m tests.faults.endurance --chapters 2000 --reads 10000 --rows 1000000 --books 200
 
 Prints a table, writes it with its provenance to `_build/endurance.json`, and exits with 1 where something grew.
-`make test-faults` runs it at full length; `book/results/endurance.json` is a recorded run.
+`make test-faults` runs it at full length.
 """
 
 from __future__ import annotations
