@@ -96,7 +96,8 @@ def chapters(n: int, root: Path) -> Row:
             runner.run(book, profile="smoke", force=True)
 
     before, after = repeated(turn, n)
-    left = len(psutil.Process().children(recursive=True))
+    kernels = [each for each in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(each.cmdline())]
+    left = len(kernels)  # and not multiprocessing's own helper
     judged = row("papermill executions of a chapter", n, start, before, after, f"{left} kernels left")
     judged.holds &= left == 0
     return judged
