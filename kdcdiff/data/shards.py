@@ -279,7 +279,7 @@ KINDS = {
     "labels": "I64",
     "sums": "I64",
 }
-DTYPES = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 
 
 class _Shard:
