@@ -19,11 +19,11 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -154,7 +154,7 @@ def take(
             elif time.time() > end:
                 why = "ran out of time"
             if why or (killed and killed(work)):
-                process.send_signal(signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)
                 _, status, used = os.wait4(process.pid, 0)
                 done = True
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", choices=tuple(SIZES), default="sd")
-    add("--work", type=Path, default=REPO / "_build" / "full-size", help="folder to work in; removed at the end")
+    add("--work", type=Path, default=REPO / "_build", help="where it works, in a folder that goes at the end")
     add("--precision", choices=("no", "bf16"), default="bf16", help="of the training steps (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), help="(the GPU where there is one)")
     add("--most-gib", type=float, default=MOST_GIB, help="of a step; it is killed above (default: %(default)s)")
@@ -269,12 +269,9 @@ def main() -> None:
     from kdcdiff.process import use_device
 
     args.device = use_device(args.device)
-    shutil.rmtree(args.work, ignore_errors=True)
-    args.work.mkdir(parents=True)
-    try:
-        travel(args, args.work.resolve())
-    finally:
-        shutil.rmtree(args.work)
+    args.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="full-size-", dir=args.work) as work:
+        travel(args, Path(work).resolve())
     if args.device == "cuda":
         print("\n".join(steps_on("cuda", "sd" if args.size == "sd" else "small", 16, 20)), flush=True)
 

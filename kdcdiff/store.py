@@ -95,7 +95,7 @@ class Store:
             for folder in (self.root, self.root / "work", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.root / "locks").close()  # a probe, without a name that a kill could leave
-            self._use = (self.root / "locks" / USE).open("w")
+            self._use = (self.root / "locks" / USE).open("a")
             self._share()
 
     def _share(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdcdiff.cli import arguments
 from kdcdiff.cli.arguments import one_of, whole
 
-EXTRACTORS = ("flora", "inception", "dino-vit-s-16")
+EXTRACTORS = ("flora", "flora-clip", "inception", "dino-vit-s-16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generated = "folder of generated images; prompts and classes from its metadata.csv"
     add("generated", type=arguments.folder, help=generated)
     add("real", type=arguments.folder, help="folder of real images; of the same size unless --resolution is given")
-    extractors = f"{', '.join(EXTRACTORS)} (default: %(default)s, the in-domain one)"
+    extractors = f"{', '.join(EXTRACTORS)} (default: %(default)s, the in-domain classifier)"
     add("--extractor", type=one_of(*EXTRACTORS), default="flora", help=extractors)
     add("--weights", help="folder of a published extractor's safetensors and checksums.json")
     arguments.add_resolution(
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         if names and set(names) <= set(classifier.classes):
             labels = torch.tensor([classifier.classes.index(name) for name in names])
             own |= {"labels": labels, "classifier": classifier}
+    elif args.extractor == "flora-clip":
+        extractor = extractors.embeddings(Clip(*load_clip()).to(device))
     else:
         extractor = published(args.extractor, args.weights).to(device)
     said = f"{len(generated)} generated and {len(real)} real images through {extractor.name} on {device}"

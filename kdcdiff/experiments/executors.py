@@ -63,6 +63,8 @@ def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterabl
     cluster, told = read_executor(path)
 
     import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+    from submitit.helpers import as_completed
 
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
@@ -72,12 +74,12 @@ def submitted(path: Path, folder: Path, work: Callable[..., str], calls: Iterabl
     except Exception as error:  # submitit's checks, and whatever a queue says
         raise UserError(f"executor={str(path)!r}: {cluster} takes no jobs ({error})") from None
     try:
-        for job in submitit.helpers.as_completed(jobs, poll_frequency=POLL[cluster]):
+        for job in as_completed(jobs, poll_frequency=POLL[cluster]):
             try:
                 yield job.result()
-            except submitit.core.utils.FailedJobError:
+            except FailedJobError:
                 raise  # a fault of the program, with its traceback
-            except submitit.core.utils.UncompletedJobError:
+            except UncompletedJobError:
                 raise UserError(f"job {job.job_id} {LOST}; its log: {job.paths.stderr}") from None
         shutil.rmtree(folder)
     finally:

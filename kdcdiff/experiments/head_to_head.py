@@ -182,11 +182,12 @@ class _Curve:
     def __init__(self, unet: UNet2DConditionModel, distance: _Distance, path: Path) -> None:
         self.unet, self.distance, self.path = unet, distance, path
         self.known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-        if not self.known:
-            self.note(0)
+        self.note(0)
 
     def note(self, step: int) -> None:
-        """Measure the network after `step`, and write down all points so far."""
+        """Measure the network after `step`, unless that is known, and write down all points so far."""
+        if str(step) in self.known:
+            return
         self.known[str(step)] = self.distance(self.unet)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, json.dumps(self.known))

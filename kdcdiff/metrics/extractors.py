@@ -135,6 +135,15 @@ class Clip(nn.Module):
         return self.model.get_text_features(tokens.input_ids.to(self.model.device)).pooler_output.float()
 
 
+def embeddings(clip: Clip) -> Extractor:
+    """Make the second in-domain extractor of distances: a CLIP's image embeddings.
+
+    It has another architecture than the classifier (a transformer) and another objective (captions, not classes), and
+    no class logits. The shipped one learnt from the same pictures.
+    """
+    return Extractor(clip.name, clip, lambda model, images: model.images(images))
+
+
 class Perceptual(nn.Module):
     """The distance of images a and b, each (N, 3, H, W) uint8, pair by pair: `distance(network, a, b)`, (N,)."""
 

@@ -129,7 +129,7 @@ def torn(folder: Path) -> str:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 files += [folder / part / str(file) for file in json.loads(index.read_text())["weight_map"].values()]
         if not files and not [*(folder / part).glob("*.bin")]:
-            return f"{part} has no weights"
+            return f"{part} has no weights in safetensors"
         for file in dict.fromkeys(files):
             if not file.is_file():
                 return f"{part}/{file.name} is missing"

@@ -7,8 +7,9 @@ import pytest
 
 from kdcdiff.claims import judging
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import head_to_head, stages
+from kdcdiff.experiments import head_to_head, plan, profiles, stages
 from kdcdiff.experiments.head_to_head import Cell, HeadToHead
+from kdcdiff.experiments.run import Run
 from kdcdiff.models.variants import VARIANTS
 from kdcdiff.training.losses import BKSDMLoss
 
@@ -57,16 +58,24 @@ def test_a_threshold_is_reached_between_points():
     assert result.steps_to("a", "b").tolist() == [5, 10] and result.steps_to("b", "a").tolist() == [np.inf, np.inf]
 
 
-def test_students_are_paired_by_seed_made_once_and_see_equal_samples(opened, tmp_path):
-    run = opened(ablation_steps=4, ablation_images=1, ablation_seeds=2, sampler_steps=1)
-    cells = [Cell("task", "bk-sdm-tiny"), Cell("bk-sdm", "bk-sdm-tiny"), Cell("task", "bk-sdm-tiny", larger=2)]
+def test_students_are_paired_by_seed_and_made_once(opened):
+    run = opened(ablation_steps=2, ablation_images=1, ablation_seeds=2, sampler_steps=1)
+    cells = [Cell("task", "bk-sdm-tiny"), Cell("bk-sdm", "bk-sdm-tiny")]
     result = head_to_head.compare(run, [*cells, cells[0]])
-    assert result.names == ("task.bk-sdm-tiny", "bk-sdm.bk-sdm-tiny", "task-batch-2.bk-sdm-tiny")
-    assert {m: s.shape for m, s in result.scores.items()} == dict.fromkeys(("accuracy", "error", "distance"), (3, 2))
-    assert all(np.isfinite(s).all() for s in result.scores.values()) and opened.built["recipe"] == 6
-    starts = {name: curve[:, 0] for name, curve in result.curves.items()}
-    assert np.array_equal(starts[result.names[0]], starts[result.names[1]]), "from the same weights"
-    assert not np.array_equal(*result.scores["distance"][:2]), "and apart after that"
-    assert [result.steps[name][-1] for name in result.names] == [4, 4, 2], "fewer steps of larger batches"
-    again = head_to_head.compare(run, cells)
-    assert opened.built["recipe"] == 6 and np.array_equal(again.scores["error"], result.scores["error"])
+    assert result.names == ("task.bk-sdm-tiny", "bk-sdm.bk-sdm-tiny") and opened.built["recipe"] == 4
+    assert {m: s.shape for m, s in result.scores.items()} == dict.fromkeys(("accuracy", "error", "distance"), (2, 2))
+    assert all(np.isfinite(s).all() for s in result.scores.values())
+    starts, ends = ([result.curves[name][:, at] for name in result.names] for at in (0, -1))
+    assert np.array_equal(*starts), "from the same weights"
+    assert not np.array_equal(*ends) and not np.array_equal(*result.scores["distance"]), "and apart after that"
+    assert [result.steps[name].tolist() for name in result.names] == [[0, 1, 2]] * 2
+
+
+def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_stage():
+    store = plan._Noting()
+    run = Run(profiles.get("smoke", ablation_steps=8, ablation_batch=4), "flora", 0, "cpu", store)
+    for cell in head_to_head.cells():
+        head_to_head.student(run, cell, 0)
+    asked = [one.settings for one in store.asked.values() if one.stage == "recipe"]
+    assert len(asked) == len(head_to_head.cells())
+    assert {(s["steps"], s["batch"]) for s in asked} == {(8, 4), (2, 16)}, "equal samples"

@@ -79,6 +79,19 @@ def test_the_command_reports_what_the_library_measures(folders, classifier, clip
     assert "class_accuracy" in out and "fid                  left out: generated=30" in out
 
 
+def test_the_command_has_a_second_eye(folders, clip, tmp_path, monkeypatch):
+    """Another network and objective: the same distances, and nothing that needs class logits."""
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
+    assert command(folders, extractor="flora-clip", json=tmp_path / "figures.json", device="cpu") == 0
+    written = json.loads((tmp_path / "figures.json").read_text())["estimates"]
+    made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
+    seen = extractors.embeddings(extractors.Clip(*clip))
+    assert list(written) == ["kid"] and written["kid"]["extractor"] == "flora CLIP"
+    assert written["kid"]["value"] == pytest.approx(fid_kid.kid(made, real, seen).value, rel=1e-4, abs=1e-7)
+    with pytest.raises(UserError, match="extractor='flora CLIP': has no class logits"):
+        seen.logits(seen(made[:2]))
+
+
 def spoil(folders, how):
     victim = folders[0] / "tulip" / "000003.png"
     if how == "corrupt":
@@ -116,7 +129,9 @@ def test_bad_arguments_are_one_clear_line(folders, tmp_path):
         command((tmp_path / "empty", folders[1]))
     with pytest.raises(UserError, match="folder='.*nowhere': must be a folder of images"):
         command((tmp_path / "nowhere", folders[1]))
-    with pytest.raises(UserError, match="--extractor: must be one of flora, inception, dino-vit-s-16, not 'vgg'"):
+    with pytest.raises(
+        UserError, match="--extractor: must be one of flora, flora-clip, inception, dino-vit-s-16, not 'vgg'"
+    ):
         command(folders, extractor="vgg", device="cpu")
     with pytest.raises(UserError, match="inception.safetensors"):
         command(folders, extractor="inception", device="cpu")

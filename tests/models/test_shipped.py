@@ -129,7 +129,7 @@ def test_a_model_that_was_fetched_before_needs_no_network(hub, saved):
     ("file", "told"),
     [
         ("unet/config.json", "unet/config.json is missing"),
-        ("vae/diffusion_pytorch_model.safetensors", "vae has no weights"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae has no weights in safetensors"),
     ],
 )
 def test_a_file_that_was_not_copied_is_named(broken, file, told):
