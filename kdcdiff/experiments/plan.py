@@ -24,7 +24,7 @@ from kdcdiff.claims import judging
 from kdcdiff.data.names import checked_dataset
 from kdcdiff.data.sources import DOWNLOADS, Source
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_models, paper_tables, stages
+from kdcdiff.experiments import ablation, continual, first_steps, paper_models, paper_tables, stages
 from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
 from kdcdiff.models import surgery, unet_files
@@ -185,9 +185,6 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
     yield partial(first_steps.first_steps_artifact, run)
-    for cell in head_to_head.cells():
-        for k in range(p.ablation_seeds):
-            yield partial(head_to_head.student, run, cell, run.seed + k)
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k)
