@@ -129,7 +129,7 @@ def over_seeds(
     if n < 2:
         return Estimate(mean, -math.inf, math.inf, n, unit)
     half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]), n, unit)
+    return Estimate(mean, float(max(mean - half, within[0])), float(min(mean + half, within[1])), n, unit)
 
 
 def ratio(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray, unit: str = "") -> Estimate:
