@@ -252,7 +252,11 @@ def main() -> None:
     add = parser.add_argument
     add("--size", choices=tuple(SIZES), default="sd")
     add("--work", type=Path, default=REPO / "_build", help="where it works, in a folder that goes at the end")
-    add("--precision", choices=("no", "bf16"), default="bf16", help="of the training steps (default: %(default)s)")
+    add(
+        "--precision",
+        choices=("no", "bf16"),
+        help="of the steps (default: bf16 on a GPU, no on a CPU, where few have it)",
+    )
     add("--device", choices=("cpu", "cuda"), help="(the GPU where there is one)")
     add("--most-gib", type=float, default=MOST_GIB, help="of a step; it is killed above (default: %(default)s)")
     add("--most-minutes", type=float, default=MOST_MINUTES, help="of the road (default: %(default)s)")
@@ -269,6 +273,7 @@ def main() -> None:
     from kdcdiff.process import use_device
 
     args.device = use_device(args.device)
+    args.precision = args.precision or ("bf16" if args.device == "cuda" else "no")
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="full-size-", dir=args.work) as work:
         travel(args, Path(work).resolve())

@@ -1,4 +1,4 @@
-"""The benchmark of the whole road at full size, gone with a pipeline of tiny widths."""
+"""The benchmark of the whole road at full size, gone with a pipeline of tiny widths; and its table on the page."""
 
 import json
 import sys
@@ -52,3 +52,9 @@ def test_the_steps_of_a_gpu_are_timed(full_size):
     assert first == "bfloat16, batch 2, 64 pixels, on cpu"
     assert [line.split()[0] for line in lines] == ["reference", "ours,"]
     assert all("images/s, memory not measured, matrix peak not known" in line for line in lines)
+
+
+def test_the_page_has_the_table_that_is_on_record(full_size):
+    recorded = json.loads(full_size.RECORD.read_text())
+    assert full_size.markdown(recorded) in (REPO / "book" / "scaling.md").read_text()
+    assert recorded["provenance"]["commit"] and recorded["provenance"]["libraries"]["torch"]

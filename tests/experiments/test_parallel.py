@@ -147,9 +147,6 @@ def test_submitits_own_processes_do_the_work(queued, tmp_path):
     assert not jobs.exists(), "logs of what went well are of no use"
     with pytest.raises(UserError, match="job .* ended without a result .* run it again; its log: .*artifacts.jobs"):
         list(executors.submitted(file, jobs, os._exit, [(3,)]))
-    with pytest.raises(submitit.core.utils.FailedJobError, match="invalid literal for int"):
-        list(executors.submitted(file, jobs, int, [("a",)]))
-    assert "invalid literal" in "".join(log.read_text() for log in jobs.glob("*.err"))
 
 
 def test_what_a_user_can_put_right_comes_back_as_its_line(opened):
@@ -176,6 +173,8 @@ class Job:
     def result(self):
         if self.state == "killed":
             raise submitit.core.utils.UncompletedJobError("no output")
+        if self.state == "failed":
+            raise submitit.core.utils.FailedJobError("ValueError: and its traceback")
         return self.state
 
     def cancel(self, check=True):
@@ -227,6 +226,12 @@ def test_a_job_that_is_killed_ends_the_rest_with_a_line(queue, queued, tmp_path)
     with pytest.raises(UserError, match="job 7 ended without a result .* run it again; its log: 7_0_log.err"):
         list(executors.submitted(queued("cluster: slurm"), tmp_path / "jobs", print, [(1,), (2,)]))
     assert [job.state for job in queue.cancelled] == ["waits"]
+
+
+def test_a_fault_of_the_program_stays_one(queue, queued, tmp_path):
+    queue.states = ["failed"]
+    with pytest.raises(submitit.core.utils.FailedJobError, match="its traceback"):
+        list(executors.submitted(queued("cluster: slurm"), tmp_path / "jobs", print, [(1,)]))
 
 
 @pytest.mark.parametrize(
