@@ -60,7 +60,7 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     status = (html / "book" / "status.html").read_text()
     assert '<th scope="row">a</th><td>completed</td>' in status and "<!-- chapters -->" not in status
     assert '<th scope="row">numbers</th><td>a</td>' in status and "all stages" in status
-    assert "0.12 [0.10, 0.15]</td>" in first and "kdc-table" in first
+    assert '0.12 <span class="kdc-interval">[0.10, 0.15]</span></td>' in first and "kdc-table" in first
     for page in (first, json.dumps(notebooks.read(staged(run_book, "01-a")).cells)):
         assert "numbers-" not in page and not re.search(r"\b(built|reused)\b", page), "what the store says is no result"
     written = (html / "index.html").stat().st_mtime_ns
