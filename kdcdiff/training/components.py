@@ -235,6 +235,16 @@ def train_unet(
 # --- classifier ----------------------------------------------------------------------------------------------
 
 
+def soften_half(pixels: Tensor, low: int, high: int, generator: torch.Generator) -> None:
+    """Resample every other picture of `pixels` (N, 3, H, W) to a side in [low, high) and back, in place.
+
+    A judge that has seen soft pictures does not take softness for a trait of what they show.
+    """
+    side = int(torch.randint(low, high, (1,), generator=generator))
+    soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
+    pixels[::2] = F.interpolate(soft, pixels.shape[-2:], mode="bicubic")
+
+
 def train_classifier(
     images: ImageSet, steps: int, batch: int, seed: int, folder: Path | None, describe: str = "classifier",
     device: str | torch.device = "cpu", side: int | None = None,
@@ -261,9 +271,8 @@ def train_classifier(
         y, x = torch.randint(0, 2 * shift + 1, (2,), generator=generator).flip(0).tolist()
         pixels = F.pad(pixels, (shift,) * 4, mode="replicate")[:, :, y : y + height, x : x + width]
         pixels = pixels * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
-        side = int(torch.randint(pixels.shape[-1] // 4, pixels.shape[-1] * 3 // 4, (1,), generator=generator))
-        soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
-        pixels[::2] = F.interpolate(soft, pixels.shape[-2:], mode="bicubic")
+        width = pixels.shape[-1]
+        soften_half(pixels, width // 4, width * 3 // 4, generator)
         return {
             "pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last),
             "labels": images.labels[rows],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcdiff.data.latents import draw_rows
 from kdcdiff.models.attribute_reader import AttributeReader
+from kdcdiff.training.components import soften_half
 from kdcdiff.training.loop import fit
 
 
@@ -44,9 +45,7 @@ def train_reader(
         dx, dy = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
         pixels = F.pad(pixels, (most,) * 4, mode="replicate")[:, :, dy : dy + height, dx : dx + width]
         pixels = pixels * (0.9 + 0.2 * torch.rand(batch, 1, 1, 1, generator=generator))
-        side = int(torch.randint(width * 2 // 5, width * 4 // 5, (1,), generator=generator))
-        soft = F.interpolate(pixels[::2], side, mode="bilinear", antialias=True)
-        pixels[::2] = F.interpolate(soft, pixels.shape[-2:], mode="bicubic")
+        soften_half(pixels, width * 2 // 5, width * 4 // 5, generator)
         return {"pixels": pixels.clamp(0, 1).contiguous(memory_format=torch.channels_last), "wanted": targets[rows]}
 
     def loss(model: nn.Module, data: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
