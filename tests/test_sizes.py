@@ -128,7 +128,7 @@ def test_a_classifier_sees_every_picture_at_its_own_size_and_says_so(tmp_path):
     large = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
     small = F.interpolate(large.float() / 255, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
     assert torch.allclose(model(large), model(small), atol=1e-5)
-    assert extractors.features(model).name == "flora classifier at 16 px"
+    assert extractors.features(model).name == "own classifier at 16 px"
     save_classifier(model, tmp_path)
     assert load_classifier(tmp_path).side == 16
     assert load_classifier().side is None and extractors.features(load_classifier()).name == "flora classifier"

@@ -32,7 +32,7 @@ JUDGE_SIZE = 128  # pixels a side at most: a small classifier needs no more
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--student", type=arguments.pipeline, required=True, help=PIPELINES)
-    data = "what it is to learn: a folder of class folders, with or without train, or flora (its novel classes)"
+    data = "what it is to learn: a folder of class folders, with or without train; or flora, garden: its novel ones"
     add("--data", type=arguments.dataset, required=True, help=data)
     add("--classes", nargs="+", metavar="CLASS", help="which, and in what order (default: all, by name)")
     base = "what it knows already, as --data: its latents are in the memory from the first class on (default: none)"

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=arguments.dataset, default="flora", help=f"{arguments.DATASETS} (default: %(default)s)")
     cache = "a cache that `kdcdiff encode` wrote with this teacher: its rows are trained on, instead of --data"
     add("--latents", type=arguments.folder, metavar="FOLDER", help=cache)
-    classes = "to train on (default: all). Of flora base classes only, for no weight is to have seen a novel one; "
+    classes = (
+        "to train on (default: all). Of flora and garden base classes only, for no weight is to have seen a novel one; "
+    )
     classes += "of an image folder any, so name those to be learnt where others are to stay unseen"
     add("--classes", nargs="+", metavar="CLASS", help=classes)
     add("--out", type=arguments.new_path, required=True, help="folder of the student's pipeline; must not exist")
@@ -101,7 +103,7 @@ def _encoded(args: argparse.Namespace) -> Callable[[StableDiffusionPipeline], Re
     from kdcdiff.models.pipeline import image_size
 
     source = open_source(args.data)
-    known = source.base if args.data == "flora" else source.classes  # no shipped weight is to have seen a novel class
+    known = source.base if source.ships else source.classes  # no shipped weight is to have seen a novel class
     classes = tuple(args.classes or known)
     for word in classes:
         check(word in known, "classes", word, f"must be of {', '.join(known)}")

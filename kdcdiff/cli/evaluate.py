@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kdcdiff.cli import arguments
 from kdcdiff.cli.arguments import one_of, whole
+from kdcdiff.models.shipped import SHIPPED
 
-EXTRACTORS = ("flora", "flora-clip", "inception", "dino-vit-s-16")
+PUBLISHED = ("inception", "dino-vit-s-16")
+EXTRACTORS = (*SHIPPED, *(f"{name}-clip" for name in SHIPPED), *PUBLISHED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generated = "folder of generated images; prompts and classes from its metadata.csv"
     add("generated", type=arguments.folder, help=generated)
     add("real", type=arguments.folder, help="folder of real images; of the same size unless --resolution is given")
-    extractors = f"{', '.join(EXTRACTORS)} (default: %(default)s, the in-domain classifier)"
+    extractors = f"{', '.join(EXTRACTORS)} (default: %(default)s, an in-domain classifier)"
     add("--extractor", type=one_of(*EXTRACTORS), default="flora", help=extractors)
     add("--weights", help="folder of a published extractor's safetensors and checksums.json")
     arguments.add_resolution(
@@ -44,16 +46,17 @@ def run(args: argparse.Namespace) -> int:
     read = {"batch_size": args.batch_size, "size": args.resolution}
     generated, real = (ImageFolder(folder, **read) for folder in (args.generated, args.real))
     own: dict[str, object] = {}
-    if args.extractor == "flora":
-        classifier = load_classifier().to(device)
+    domain = args.extractor.removesuffix("-clip")
+    if args.extractor in SHIPPED:
+        classifier = load_classifier(domain).to(device)
         extractor = extractors.features(classifier)
-        own = {"prompts": generated.prompts(), "clip": Clip(*load_clip()).to(device)}
+        own = {"prompts": generated.prompts(), "clip": Clip(*load_clip(domain)).to(device)}
         names = generated.classes()
         if names and set(names) <= set(classifier.classes):
             labels = torch.tensor([classifier.classes.index(name) for name in names])
             own |= {"labels": labels, "classifier": classifier}
-    elif args.extractor == "flora-clip":
-        extractor = extractors.embeddings(Clip(*load_clip()).to(device))
+    elif domain in SHIPPED:
+        extractor = extractors.embeddings(Clip(*load_clip(domain)).to(device))
     else:
         extractor = published(args.extractor, args.weights).to(device)
     said = f"{len(generated)} generated and {len(real)} real images through {extractor.name} on {device}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from kdcdiff.cli import arguments
 from kdcdiff.cli.arguments import one_of, positive, weight, whole
-from kdcdiff.cli.evaluate import EXTRACTORS
+from kdcdiff.cli.evaluate import PUBLISHED
 from kdcdiff.errors import check
-from kdcdiff.models.shipped import PIPELINES
+from kdcdiff.models.shipped import PIPELINES, SHIPPED
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=whole(2), default=8, help="drawn of each scene, before and after (default: %(default)s)")
     add("--sampler-steps", type=whole(1), default=25, help="denoising steps of each (default: %(default)s)")
     add("--guidance", type=weight, default=7.5, help="scale of classifier-free guidance (default: %(default)s)")
-    extractors = f"what subject fidelity is seen through: {', '.join(EXTRACTORS)} (default: %(default)s)"
-    add("--extractor", type=one_of(*EXTRACTORS), default="flora", help=extractors)
+    extractors = f"what subject fidelity is seen through: {', '.join((*SHIPPED, *PUBLISHED))} (default: %(default)s)"
+    add("--extractor", type=one_of(*SHIPPED, *PUBLISHED), default="flora", help=extractors)
     add("--weights", help="folder of a published extractor's safetensors and checksums.json")
     add("--seed", type=arguments.seed, default=0, help="default: %(default)s")
     arguments.add_device(parser)
@@ -158,12 +158,12 @@ def _scores(
 
     scenes = [scene for scene in SCENES for _ in range(args.images)]
     drawn = _draw(args, pipeline, [scene.format(f"{subject.token} {subject.noun}") for scene in scenes], args.seed)
-    if args.extractor != "flora":
+    if args.extractor not in SHIPPED:
         extractor = published(args.extractor, args.weights).to(pipeline.device)
         return {"subject fidelity": fidelity.subject_fidelity(drawn, pictures, extractor)}
     extractor, clip = (
-        extractors.features(load_classifier()).to(pipeline.device),
-        extractors.Clip(*load_clip()).to(pipeline.device),
+        extractors.features(load_classifier(args.extractor)).to(pipeline.device),
+        extractors.Clip(*load_clip(args.extractor)).to(pipeline.device),
     )
     return {
         "subject fidelity": fidelity.subject_fidelity(drawn, pictures, extractor),

@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     given = {f.name: getattr(args, f.name) for f in NUMBERS if getattr(args, f.name) is not None}
     recipe = replace(RECIPES[args.recipe], **given)
     pretrain(args.work, args.out, recipe, arguments.device_of(args))
-    print(f"the small stack is in {args.out}; copy it over kdcdiff/assets to ship it")
+    print(f"the small stack is in {args.out}; copy it over kdcdiff/assets/{recipe.dataset} to ship it")
     return 0

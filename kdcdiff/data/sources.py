@@ -230,7 +230,7 @@ class Source:
     @property
     def ships(self) -> bool:
         """Whether a teacher, a classifier and a CLIP of these pictures ship; of others they are trained."""
-        return self.root is None and self.name == shipped.DATASET
+        return self.root is None and self.name in shipped.SHIPPED
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -70,9 +70,14 @@ class Cell:
         return f"{self.objective}{f'-batch-{self.larger}' if self.larger > 1 else ''}.{self.network}"
 
 
-def grid(removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List the `MAIN` objectives on every network, and each term's removal on those of `removed_on`."""
-    whole = [Cell(objective, network) for network in NETWORKS for objective in MAIN]
+def networks(run: Run) -> tuple[str, ...]:
+    """Name the networks that the objectives meet on at the run's profile."""
+    return NETWORKS[: run.profile.contest_networks]
+
+
+def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
+    whole = [Cell(objective, network) for network in networks for objective in MAIN]
     return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
 
 
@@ -96,11 +101,11 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(removed_on: Sequence[str] = HOME) -> list[Cell]:
+def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
     """List all that the chapter asks for, each once. UserError: a network that has no students here."""
     for name in removed_on:
-        check(name in NETWORKS, "removed_on", name, f"must be of {', '.join(NETWORKS)}")
-    return list(dict.fromkeys((*grid(removed_on), *TABLE_4.values(), WEIGHTS)))
+        check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
+    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS)))
 
 
 # --- one student ---------------------------------------------------------------------------------------------
@@ -232,7 +237,7 @@ def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float
 def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
     """Train and measure every cell at the profile's seeds, side by side."""
     own = {cell.name: cell for cell in cells}
-    seeds = [run.seed + k for k in range(run.profile.ablation_seeds)]
+    seeds = [run.seed + k for k in range(run.profile.contest_seeds)]
     calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds for cell in own.values()]
     parallel.run_stages(student, run, calls, f"{len(calls)} students")
     found = {

@@ -23,10 +23,10 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 
 from kdcdiff.claims import tables
-from kdcdiff.data import flora
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import encode_set
 from kdcdiff.data.origin import origin_of
+from kdcdiff.data.sources import DRAWN
 from kdcdiff.data.styles import STYLES, styled
 from kdcdiff.experiments import paper_models, parallel, stages
 from kdcdiff.experiments.run import Run
@@ -50,7 +50,10 @@ WITHOUT_REPLAY = "kdc-diff-cl"
 _SHORT = {"realistic-vision-v51": "realistic", "anything-midjourney": "midjourney"}  # in the paper's names of pairs
 METRICS = {"class accuracy": True, "FID": False, "KID": False, "CLIP": True, "perceptual": False}  # is more better?
 _COLUMNS = {"FID": "fid", "KID": "kid", "CLIP": "clip", "perceptual": "lpips"}  # the paper's
-SUBJECTS = {"flowers": "flower", "butterflies": "butterfly"}  # the paper's data sets, and flora's word for such a class
+SUBJECTS = {
+    "flowers": "flower",
+    "butterflies": "butterfly",
+}  # the paper's data sets, and a drawn set's word for such a class
 
 Table = dict[str, dict[str, Estimate]]  # row -> metric -> figure
 
@@ -89,12 +92,15 @@ def rows(run: Run) -> list[Row]:
 
 
 def subjects(run: Run) -> dict[str, list[str]]:
-    """The paper's data set -> the base classes that are measured beside it: flora has flowers and butterflies, Oxford's
-    are flowers, and of an image folder the profile's `table_subject` says it."""
+    """The paper's data set -> the base classes that are measured beside it: drawn sets have flowers and butterflies,
+    Oxford's are flowers, and of an image folder the profile's `table_subject` says it."""
     base = list(run.source.base)
-    if run.dataset != "flora":
+    if run.dataset not in DRAWN:
         return {"flowers" if run.dataset == "oxford-102" else run.profile.table_subject: base}
-    return {subject: [name for name in base if flora.SPECIES[name].kind == kind] for subject, kind in SUBJECTS.items()}
+    return {
+        subject: [name for name in base if DRAWN[run.dataset].SPECIES[name].kind == kind]
+        for subject, kind in SUBJECTS.items()
+    }
 
 
 def _printed(subject: str) -> list[dict[str, str]]:

@@ -24,12 +24,12 @@ from kdcdiff.claims import judging
 from kdcdiff.data.names import checked_dataset
 from kdcdiff.data.sources import DOWNLOADS, Source
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import ablation, continual, first_steps, paper_models, paper_tables, stages
+from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_models, paper_tables, stages
 from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
 from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, CONFIGS, TEXT_ENCODER
-from kdcdiff.models.shipped import find_pipeline
+from kdcdiff.models.shipped import SHIPPED, find_pipeline
 from kdcdiff.store import Artifact, Store, content_key
 
 OXFORD_CLASSES = 102
@@ -86,22 +86,23 @@ def _companions(autoencoder: str, text: str) -> int:
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
-def networks_of(profile: Profile) -> Networks:
-    """Say what the profile's teacher is, from its folder, or as one of the papers' models, whose sizes are known.
+def networks_of(profile: Profile, dataset: str) -> Networks:
+    """Say what the teacher of a run is, from its folder, or as one of the papers' models, whose sizes are known.
 
     UserError: any other hub id; nothing is known of it without a download.
     """
-    folder = find_pipeline(profile.teacher)
+    teacher = profile.teacher_of(dataset)
+    folder = find_pipeline(teacher)
     if folder is not None:
         read = {part: unet_files.read_json(folder / part / "config.json") for part in ("vae", "text_encoder")}
         resolution = profile.resolution or unet_files.read_resolution(folder)
         config = unet_files.read_config(folder)
-        return Networks(profile.teacher, "", config, read["vae"], read["text_encoder"], resolution)
+        return Networks(teacher, "", config, read["vae"], read["text_encoder"], resolution)
     for known in paper_models.BASELINES:
-        if profile.teacher in (known.hub, known.now):
+        if teacher in (known.hub, known.now):
             resolution = profile.resolution or known.resolution
             return Networks(known.family, known.source, CONFIGS[known.family], AUTOENCODER, TEXT_ENCODER, resolution)
-    raise UserError(f"teacher={profile.teacher!r}: a plan needs a folder, flora, or a model of the papers")
+    raise UserError(f"teacher={teacher!r}: a plan needs a folder, {', '.join(SHIPPED)}, or a model of the papers")
 
 
 # --- what the stages would be --------------------------------------------------------------------------------
@@ -184,6 +185,9 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(ablation.one_seed, run, cells, run.seed, steps=p.grid_steps, images=0)
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
+    for cell in head_to_head.cells(head_to_head.networks(run)):
+        for k in range(p.contest_seeds):
+            yield partial(head_to_head.student, run, cell, run.seed + k)
     yield partial(first_steps.first_steps_artifact, run)
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
@@ -244,9 +248,8 @@ class Plan:
         """Lay the plan out as text."""
         rate, net = self.rate(), self.networks
         told = [f"profile {self.profile.name} on {self.dataset}, on {self.device}: nothing is made or fetched"]
-        told.append(
-            f"teacher {self.profile.teacher}: {net.name}, {net.resolution} pixels, {net.parameters:,} parameters"
-        )
+        teacher = self.profile.teacher_of(self.dataset)
+        told.append(f"teacher {teacher}: {net.name}, {net.resolution} pixels, {net.parameters:,} parameters")
         told += ["", "fetched:", *(f"  {line}" for line in self.fetched or ("nothing",)), "", "stages:"]
         head = (
             "stage",
@@ -293,7 +296,7 @@ def plan_run(
 
     UserError: an unknown data set, or a teacher of which nothing is known without a download.
     """
-    networks = networks_of(profile)
+    networks = networks_of(profile, dataset)
     store = _Noting()
     run = _Planned(profile, checked_dataset(dataset), seed, device, store, networks.resolution)
     counts: dict[str, int] = {}  # key -> pictures in it
@@ -364,7 +367,7 @@ def _trained(one: Asked, net: Networks) -> int:
 def _fetched(run: Run) -> tuple[str, ...]:
     """List what is not on this machine: models by hub id with the bytes of their weights, and data sets."""
     found = []
-    labels = {run.profile.teacher}
+    labels = {run.teacher}
     if not run.profile.style_steps:
         labels |= {b.source for b in paper_models.BASELINES if b.source}
     for hub in sorted(labels):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.models.shipped import find_pipeline
+from kdcdiff.models.shipped import find_pipeline, shipped_for
 from kdcdiff.models.variants import variant
 
 
@@ -55,7 +55,7 @@ class Profile:
     test_images: int = _size(50, 2)  # held-out pictures per class
 
     # teacher
-    teacher: str = _size("flora", known=find_pipeline)  # a pipeline's name, a folder, or a hub id
+    teacher: str | None = _size(None, known=find_pipeline)  # a pipeline's name, folder or hub id; None: `teacher_of`
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
     classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
@@ -85,6 +85,10 @@ class Profile:
     gammas: tuple[float, ...] = _size((0.0, 1.0, 3.0), 0.0)
     temperatures: tuple[float, ...] = _size((1.0, 4.0, 20.0), 0.01)
 
+    # both papers' objectives on equal terms; steps, batch and pictures are those above
+    contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
+    contest_seeds: int = _size(5, 2)
+
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
     continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
@@ -110,6 +114,10 @@ class Profile:
     generated_images: int = _size(40, 2)  # per class and model
     sampler_steps: int = _size(20, 1, 1000)
     guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
+
+    def teacher_of(self, dataset: str) -> str:
+        """Name the teacher of a run on `dataset`: the profile's, or the one that ships for it, else the first."""
+        return self.teacher or shipped_for(dataset)
 
 
 FULL = Profile()
@@ -137,6 +145,8 @@ PROFILES = {
         betas=(0.0, 0.1),
         gammas=(0.0, 1.0),
         temperatures=(1.0, 4.0),
+        contest_networks=1,
+        contest_seeds=2,
         continual_classes=2,
         continual_steps=3,
         continual_batch=4,
@@ -163,6 +173,8 @@ PROFILES = {
         ablation_seeds=3,
         ablation_images=6,
         grid_steps=20,
+        contest_networks=1,
+        contest_seeds=2,
         continual_classes=4,
         continual_seeds=2,
         continual_steps=30,
@@ -235,6 +247,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "alpha": _NONE, "beta": _NONE, "gamma": _NONE, "temperature": _NONE,
     "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
     "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
+    "contest_networks": "ours: those of both papers", "contest_seeds": _OURS,
     "continual_classes": "KDC-Diff, section 3: 102 and 100 classes",
     "continual_seeds": _OURS,
     "continual_steps": _NONE, "continual_batch": "ours: KDC-Diff trains at batch 1",

@@ -44,7 +44,12 @@ class Run:
     @cached_property
     def resolution(self) -> int:
         """The side of the pictures in pixels: the profile's, or that which the teacher was trained on."""
-        return self.profile.resolution or read_resolution(self.profile.teacher)
+        return self.profile.resolution or read_resolution(self.teacher)
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's name, folder or hub id; where the data set is a folder, it is fine-tuned."""
+        return self.profile.teacher_of(self.dataset)
 
     @property
     def dtype(self) -> torch.dtype:

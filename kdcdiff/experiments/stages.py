@@ -28,7 +28,7 @@ from kdcdiff.models import influence, surgery, timing
 from kdcdiff.models.classifier import Classifier, load_classifier, save_classifier
 from kdcdiff.models.export import save_portable
 from kdcdiff.models.pipeline import IMAGE_SIZE, at_resolution, load_clip, load_pipeline, train_tokenizer
-from kdcdiff.models.shipped import assets_key
+from kdcdiff.models.shipped import SHIPPED, assets_key, shipped_for
 from kdcdiff.sampling import generate as sampling
 from kdcdiff.store import Artifact
 from kdcdiff.training.components import fine_tune, train_classifier, train_clip
@@ -45,9 +45,9 @@ def made(**artifacts: Artifact | None) -> dict[str, Artifact]:
 
 def external_inputs(run: Run) -> dict[str, str]:
     """What a stage that reads a model names as its outside input: the shipped files, and any other teacher."""
-    name, own = run.profile.teacher, run.profile.resolution
-    named = {} if name == "flora" else {"teacher": name}
-    return {"assets": assets_key()} | named | ({} if own is None else {"resolution": str(own)})
+    name, ships, own = run.teacher, shipped_for(run.dataset), run.profile.resolution
+    named = {} if name == ships else {"teacher": assets_key(name) if name in SHIPPED else name}
+    return {"assets": assets_key(ships)} | named | ({} if own is None else {"resolution": str(own)})
 
 
 # --- images and latents --------------------------------------------------------------------------------------
@@ -107,9 +107,11 @@ def classifier_artifact(run: Run) -> Artifact | None:
 
 
 def classifier(run: Run) -> Classifier:
-    """The independent classifier: the shipped one for flora; a folder's own, trained on its real images only."""
+    """The independent classifier: the one that ships; a folder's own, trained on its real images only."""
     artifact = classifier_artifact(run)
-    return run.place(load_classifier(artifact.path if artifact else None))
+    model = load_classifier(artifact.path if artifact else run.dataset)
+    model.dataset = run.dataset_word
+    return run.place(model)
 
 
 def clip_artifact(run: Run) -> Artifact | None:
@@ -130,9 +132,10 @@ def clip_artifact(run: Run) -> Artifact | None:
 
 
 def clip(run: Run) -> tuple[CLIPModel, CLIPTokenizer]:
-    """The small CLIP of prompt alignment: the shipped one for flora; a folder's own, trained on all its classes."""
+    """The small CLIP of prompt alignment: the one that ships; a folder's own, trained on all its classes."""
     artifact = clip_artifact(run)
-    model, tokenizer = load_clip(artifact.path if artifact else None)
+    model, tokenizer = load_clip(artifact.path if artifact else run.dataset)
+    model.config.dataset = run.dataset_word
     return run.place(model), tokenizer
 
 
@@ -149,7 +152,7 @@ def teacher_artifact(run: Run) -> Artifact | None:
         save_portable(pipeline, folder / "pipeline")
 
     settings = {
-        "teacher": profile.teacher,
+        "teacher": run.teacher,
         "classes": run.source.base,
         "perceptual_net_steps": profile.classifier_steps // 2,
         "autoencoder_steps": profile.autoencoder_steps,
@@ -158,14 +161,18 @@ def teacher_artifact(run: Run) -> Artifact | None:
         "seed": run.seed,
     }
     return run.store.get(
-        "teacher", make, settings=settings, inputs=made(images=pictures), external={"assets": assets_key()}
+        "teacher",
+        make,
+        settings=settings,
+        inputs=made(images=pictures),
+        external={"assets": assets_key(shipped_for(run.dataset))},
     )
 
 
 def teacher(run: Run) -> StableDiffusionPipeline:
     """The teacher's pipeline, on the run's device."""
     artifact = teacher_artifact(run)
-    pipeline = load_pipeline(run.profile.teacher if artifact is None else artifact / "pipeline")
+    pipeline = load_pipeline(run.teacher if artifact is None else artifact / "pipeline")
     return run.place(at_resolution(pipeline, run.resolution))
 
 

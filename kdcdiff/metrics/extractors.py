@@ -73,13 +73,13 @@ class Extractor(nn.Module):
         return hashlib.sha256(f"{self.name}:{sha256_weights(self.model.state_dict())}".encode()).hexdigest()
 
 
-def _named(classifier: nn.Module, name: str) -> str:
-    """Name an in-domain network, with the size that it looks at where it has one of its own."""
-    side = getattr(classifier, "side", None)
+def _named(classifier: nn.Module, name: str | None, more: str = "") -> str:
+    """Name an in-domain network: whose pictures it knows, and the size that it looks at where it has one of its own."""
+    name, side = name or f"{getattr(classifier, 'dataset', 'own')} classifier{more}", getattr(classifier, "side", None)
     return name if side is None else f"{name} at {side} px"
 
 
-def features(classifier: nn.Module, name: str = "flora classifier") -> Extractor:
+def features(classifier: nn.Module, name: str | None = None) -> Extractor:
     """Make the in-domain extractor of FID, KID and the inception score: a classifier's features, at any image size."""
     return Extractor(
         _named(classifier, name),
@@ -89,7 +89,7 @@ def features(classifier: nn.Module, name: str = "flora classifier") -> Extractor
     )
 
 
-def logits(classifier: nn.Module, name: str = "flora classifier") -> Extractor:
+def logits(classifier: nn.Module, name: str | None = None) -> Extractor:
     """Make an extractor of the same classifier's logits: what a metric says of another layer."""
     name = _named(classifier, name)
     return Extractor(name, classifier, lambda model, images: model(images), lambda model, rows: rows)
@@ -106,13 +106,14 @@ class Clip(nn.Module):
         self,
         model: CLIPModel,
         tokenizer: CLIPTokenizer,
-        name: str = "flora CLIP",
+        name: str | None = None,
         *,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
-        self.name, self.tokenizer, self.mean, self.std = name, tokenizer, list(mean), list(std)
+        own = f"{getattr(model.config, 'dataset', 'own')} CLIP"
+        self.name, self.tokenizer, self.mean, self.std = name or own, tokenizer, list(mean), list(std)
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -162,12 +163,12 @@ class Perceptual(nn.Module):
         return self.distance(self.network, a, b).flatten().cpu()
 
 
-def perceptual(classifier: nn.Module, name: str = "flora classifier, unlearned") -> Perceptual:
+def perceptual(classifier: nn.Module) -> Perceptual:
     """Make the in-domain distance in LPIPS's form (Zhang et al. 2018, equation 1), over the classifier's four stages.
 
     Not LPIPS: no layer weights were fitted to human judgement. Comparable with itself only.
     """
-    return Perceptual(_named(classifier, name), classifier, _unit_distance)
+    return Perceptual(_named(classifier, None, ", unlearned"), classifier, _unit_distance)
 
 
 def _unit_distance(classifier: Any, a: Tensor, b: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ def save_reader(reader: AttributeReader, folder: Path) -> None:
     save_file({k: v.half().contiguous() for k, v in reader.state_dict().items()}, folder / "model.safetensors")
 
 
-def load_reader(folder: Path | None = None) -> AttributeReader:
-    """Read the reader of attributes, the shipped one or a folder's, in float32, frozen."""
-    folder = folder or shipped("attributes")
+def load_reader(name: str | Path = "garden") -> AttributeReader:
+    """Read the reader of attributes that ships for a data set, or a folder's, in float32, frozen."""
+    folder = shipped(name, "attributes")
     model = AttributeReader(**json.loads((folder / "config.json").read_text()))
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdcdiff.models.shipped import shipped
+from kdcdiff.models.shipped import dataset_of, shipped
 
 
 class Classifier(nn.Module):
@@ -20,6 +20,8 @@ class Classifier(nn.Module):
     Takes images (N, 3, H, W) of 16 pixels a side or more, uint8 or float in [0, 1]; gives logits (N, classes). With
     `side` it looks at them at that size, whatever theirs is.
     """
+
+    dataset = "own"  # whose pictures it was trained on: a part of the name that figures through it are printed with
 
     def __init__(self, classes: Sequence[str], width: int = 24, side: int | None = None) -> None:
         super().__init__()
@@ -65,9 +67,10 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     save_file({k: v.half().contiguous() for k, v in classifier.state_dict().items()}, folder / "model.safetensors")
 
 
-def load_classifier(folder: Path | None = None) -> Classifier:
-    """Read the independent classifier, the shipped one (all flora classes) or a folder's, in float32, frozen."""
-    folder = folder or shipped("classifier")
+def load_classifier(name: str | Path = "flora") -> Classifier:
+    """Read the independent classifier that ships for a data set (all its classes) or a folder's; float32, frozen."""
+    folder = shipped(name, "classifier")
     model = Classifier(**json.loads((folder / "config.json").read_text()))
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    model.dataset = dataset_of(name)
     return model.eval().requires_grad_(False)

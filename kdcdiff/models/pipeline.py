@@ -2,7 +2,8 @@
 
 `flora` is a real `diffusers.StableDiffusionPipeline` of diffusers' own classes with Stable Diffusion's topology, at a
 size for two cores: 64x64 pixels, 8x down-sampling, four U-Net stages. `kdcdiff pretrain` made its weights; they lie in
-`kdcdiff/assets` in fp16 with their checksums, beside the two in-domain extractors.
+`kdcdiff/assets/flora` in fp16 with their checksums, beside the two in-domain extractors. `garden`, made the same way,
+has latents of 16x16 places and Stable Diffusion's ratio of widths, so that its inner stages do something.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.models.shipped import check_index, find_pipeline, first_line, shipped, torn
+from kdcdiff.models.shipped import check_index, dataset_of, find_pipeline, first_line, shipped, torn
 from kdcdiff.models.unet_files import from_hub, tensor_names
 
 IMAGE_SIZE = 64  # of the shipped stack alone: everything else reads its sizes from the pipeline at hand
@@ -160,7 +161,7 @@ def assemble(
 
 
 def load_pipeline(name: str | Path = "flora") -> StableDiffusionPipeline:
-    """Load a pipeline by name (``flora``: the shipped one), folder or hub id, in float32, on the CPU.
+    """Load a pipeline by name (one that ships), folder or hub id, in float32, on the CPU.
 
     The caller moves it to its device. UserError: no such pipeline, or one that cannot be read.
     """
@@ -229,8 +230,9 @@ def at_resolution(pipeline: StableDiffusionPipeline, pixels: int) -> StableDiffu
     return pipeline
 
 
-def load_clip(folder: Path | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Load the small CLIP that scores prompt alignment, the shipped one (all flora classes) or a folder's."""
-    folder = folder or shipped("clip")
+def load_clip(name: str | Path = "flora") -> tuple[CLIPModel, CLIPTokenizer]:
+    """Load the small CLIP that scores prompt alignment: the one that ships for a data set, or a folder's."""
+    folder = shipped(name, "clip")
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model.config.dataset = dataset_of(name)  # a part of the name that figures through it are printed with
     return model.eval().requires_grad_(False), CLIPTokenizer.from_pretrained(folder)

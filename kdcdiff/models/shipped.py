@@ -11,10 +11,10 @@ from pathlib import Path
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
-DATASET = "flora"  # the data set of what ships: its teacher, classifier and CLIP are those
+SHIPPED = ("flora", "garden")  # data sets whose teacher ships, by the same name, with a classifier and a CLIP
 ASSETS = Path(__file__).parent.parent / "assets"
-PIPELINES = "flora, a pipeline folder or a hub id like owner/name"
-UNETS = "flora, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"
+PIPELINES = f"{', '.join(SHIPPED)}, a pipeline folder or a hub id like owner/name"
+UNETS = f"{', '.join(SHIPPED)}, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # the last: a safety checker's, in old folders
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 PARTS = ("unet", "vae", "text_encoder")  # of a pipeline: those with weights
@@ -54,23 +54,36 @@ def checked_assets(folder: Path) -> Path:
     return folder
 
 
-def shipped(name: str) -> Path:
-    """Return the folder of what ships as `name`: ``pipeline``, ``classifier`` or ``clip``."""
-    return checked_assets(ASSETS) / name
+def shipped(name: str | Path, part: str) -> Path:
+    """Return where `part` of what ships as `name` lies: ``pipeline``, ``classifier``, ``clip``, ``attributes``.
+
+    A `name` that does not ship is the part's own folder.
+    """
+    return checked_assets(ASSETS / name) / part if str(name) in SHIPPED else Path(name)
 
 
-def assets_key() -> str:
-    """Return one checksum of everything that ships: what stages name as their outside input."""
-    return sha256_file(shipped("checksums.json"))
+def shipped_for(dataset: str) -> str:
+    """Name what ships that serves a data set: its own, or the first, which others are fine-tuned from."""
+    return dataset if dataset in SHIPPED else SHIPPED[0]
+
+
+def dataset_of(name: str | Path) -> str:
+    """Return whose pictures a judge knows that was loaded as `name`: a shipped data set's, or its ``own``."""
+    return str(name) if str(name) in SHIPPED else "own"
+
+
+def assets_key(name: str) -> str:
+    """Return one checksum of everything that ships as `name`: what stages name as their outside input."""
+    return sha256_file(shipped(name, "checksums.json"))
 
 
 def find_pipeline(name: str | Path, unet: bool = False) -> Path | None:
-    """Return where the pipeline `name` lies: the shipped one's folder for ``flora``, a folder; None for a hub id.
+    """Return where the pipeline `name` lies: the folder of one of `SHIPPED`, a folder; None for a hub id.
 
     With `unet` a U-Net's folder or file will do. UserError: none of these.
     """
-    if str(name) == "flora":
-        return shipped("pipeline")
+    if str(name) in SHIPPED:
+        return shipped(name, "pipeline")
     path, allowed = Path(name).expanduser(), UNETS if unet else PIPELINES
     there = bool(str(name)) and path.exists()
     check(there or bool(HUB_ID.fullmatch(str(name))), "pipeline", str(name), f"not found; must be {allowed}")

@@ -103,7 +103,7 @@ def test_search_works_from_a_file(browser):
 
 def test_pictures_move_along_their_slider_by_keyboard(browser):
     page = browser.new_page()
-    page.goto((HTML / "notebooks" / "12-latent-replay.html").as_uri())
+    page.goto((HTML / "notebooks" / "13-latent-replay.html").as_uri())
     page.focus(".kdcs input")
     last = page.inner_text(".kdcs output")
     where = "getComputedStyle(document.querySelector('.kdcs i')).backgroundPositionY"

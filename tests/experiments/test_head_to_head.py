@@ -35,9 +35,9 @@ def test_table_4_is_seven_cells_of_which_the_grid_has_most():
     assert beyond == {"N1", "N3", "N5", "N7"}, "the rest is trained once for both questions"
     assert {row for pair in head_to_head.EFFECTS.values() for row in pair} < set(rows)
     assert len(head_to_head.cells()) == 12 + 6 + 4 + 1
-    assert len(head_to_head.cells(head_to_head.NETWORKS)) == 4 * (3 + 6) + 3 + 1
+    assert len(head_to_head.cells(removed_on=head_to_head.NETWORKS)) == 4 * (3 + 6) + 3 + 1
     with pytest.raises(UserError, match="removed_on='original': must be of kdc-described"):
-        head_to_head.cells(["original"])
+        head_to_head.cells(removed_on=["original"])
 
 
 def test_what_the_claims_ask_for_is_recorded():
@@ -59,7 +59,7 @@ def test_a_threshold_is_reached_between_points():
 
 
 def test_students_are_paired_by_seed_and_made_once(opened):
-    run = opened(ablation_steps=2, ablation_images=1, ablation_seeds=2, sampler_steps=1)
+    run = opened(ablation_steps=2, ablation_images=1, contest_seeds=2, sampler_steps=1)
     cells = [Cell("task", "bk-sdm-tiny"), Cell("bk-sdm", "bk-sdm-tiny")]
     result = head_to_head.compare(run, [*cells, cells[0]])
     assert result.names == ("task.bk-sdm-tiny", "bk-sdm.bk-sdm-tiny") and opened.built["recipe"] == 4

@@ -50,10 +50,11 @@ def test_it_is_a_stable_diffusion_pipeline_of_diffusers_own_classes(pipeline):
     assert pipeline.vae_scale_factor == 8
 
 
-def test_the_weights_are_fp16_safetensors_and_weigh_under_12_mb():
+def test_the_weights_are_fp16_safetensors_and_weigh_under_30_mb():
     weights = [f for f in ASSETS.rglob("*") if f.is_file() and f.stat().st_size > 100_000]
     assert weights and all(f.suffix == ".safetensors" for f in weights)
-    assert sum(f.stat().st_size for f in ASSETS.rglob("*.safetensors")) < 12e6
+    assert {f.name for f in ASSETS.iterdir()} == set(shipped.SHIPPED)
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) < 30e6
     from safetensors import safe_open
 
     for path in weights:
@@ -61,11 +62,13 @@ def test_the_weights_are_fp16_safetensors_and_weigh_under_12_mb():
             assert {f.get_tensor(name).dtype for name in f.keys()} <= {torch.float16, torch.int64}  # noqa: SIM118
 
 
-def test_their_provenance_lies_beside_them():
-    words = json.loads((ASSETS / "provenance.json").read_text())
+@pytest.mark.parametrize("name", shipped.SHIPPED)
+def test_their_provenance_lies_beside_them(name):
+    words = json.loads((ASSETS / name / "provenance.json").read_text())
     assert words["command"] == "kdcdiff pretrain" and words["recipe"]["seed"] == 0
-    for name in ("text", "autoencoder", "unet", "classifier", "clip"):
-        rows = [json.loads(line) for line in (ASSETS / "log" / f"{name}.jsonl").read_text().splitlines()]
+    assert words["recipe"].get("dataset", "flora") == name
+    for part in ("text", "autoencoder", "unet", "classifier", "clip"):
+        rows = [json.loads(line) for line in (ASSETS / name / "log" / f"{part}.jsonl").read_text().splitlines()]
         assert rows[-1]["loss"] < rows[0]["loss"]
 
 
@@ -76,7 +79,7 @@ def test_nothing_that_ships_names_a_path_of_the_machine_it_was_made_on():
 
 def test_an_altered_file_is_refused_by_name(tmp_path, monkeypatch):
     shutil.copytree(ASSETS, tmp_path / "assets")
-    config = tmp_path / "assets" / "pipeline" / "unet" / "config.json"
+    config = tmp_path / "assets" / "flora" / "pipeline" / "unet" / "config.json"
     config.write_text(config.read_text() + " ")
     monkeypatch.setattr(shipped, "ASSETS", tmp_path / "assets")
     with pytest.raises(UserError, match="assets='pipeline/unet/config.json': does not match its checksum"):
@@ -84,7 +87,9 @@ def test_an_altered_file_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_pipeline_is_refused():
-    with pytest.raises(UserError, match="pipeline='fauna': not found; must be flora, a pipeline folder or a hub id"):
+    with pytest.raises(
+        UserError, match="pipeline='fauna': not found; must be flora, garden, a pipeline folder or a hub id"
+    ):
         load_pipeline("fauna")
 
 
@@ -96,11 +101,12 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path):
         load_pipeline(tmp_path)
 
 
-def test_plain_diffusers_loads_it_without_this_package():
+@pytest.mark.parametrize("name", shipped.SHIPPED)
+def test_plain_diffusers_loads_it_without_this_package(name):
     program = (
         "import sys; sys.path = [p for p in sys.path if p]\n"
         "import torch\nfrom diffusers import StableDiffusionPipeline\n"
-        f"folder = {str(ASSETS / 'pipeline')!r}\n"
+        f"folder = {str(ASSETS / name / 'pipeline')!r}\n"
         "p = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)\n"
         "images = p('a photo of a daisy', num_inference_steps=2, output_type='np').images\n"
         "print(images.shape, 'kdcdiff.models' in sys.modules)"

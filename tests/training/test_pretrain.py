@@ -31,7 +31,7 @@ TINY = {
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("pretrain")
     words = [w for name, value in TINY.items() for w in (f"--{name.replace('_', '-')}", str(value))]
-    assert cli.main(["pretrain", "--work", str(root / "work"), "--out", str(root / "assets"), *words]) == 0
+    assert cli.main(["pretrain", "--work", str(root / "work"), "--out", str(root / "assets" / "flora"), *words]) == 0
     return root
 
 
@@ -42,7 +42,7 @@ def test_what_it_writes_can_ship(made, monkeypatch):
     assert judge(torch.zeros(1, 3, 64, 64)).shape == (1, 20) and clip.config.projection_dim == 64
     assert pipeline.vae.config.scaling_factor != 0.18215
     assert not [f for f in (made / "assets").rglob("*.json") if "_name_or_path" in f.read_text()]
-    words = json.loads((made / "assets" / "provenance.json").read_text())
+    words = json.loads((made / "assets" / "flora" / "provenance.json").read_text())
     assert words["recipe"] == json.loads(json.dumps(words["recipe"])) and words["recipe"]["unet_steps"] == 2
 
 
@@ -65,7 +65,7 @@ def test_the_gardens_recipe_makes_a_plain_pipeline_of_other_sizes_and_a_reader(t
 
 
 def test_what_ships_is_floras_recipe_and_pairs_are_the_gardens():
-    words = json.loads((shipped.ASSETS / "provenance.json").read_text())["recipe"]
+    words = json.loads((shipped.ASSETS / "flora" / "provenance.json").read_text())["recipe"]
     words["perceptual_net_steps"] = words.pop("eye_steps")  # its name at that time
     assert {name: getattr(RECIPES["flora"], name) for name in words} == words
     with pytest.raises(UserError, match="pairs_per_class=3: must be 0: a picture of flora has one subject"):
@@ -125,7 +125,7 @@ def test_sizes_are_those_of_the_pictures_and_of_the_autoencoder(side, stages, mo
 
 
 def test_fine_tuning_fits_a_pipeline_to_other_pictures(made, tmp_path):
-    pipeline = load_pipeline(made / "assets" / "pipeline").to(torch.float32)
+    pipeline = load_pipeline(made / "assets" / "flora" / "pipeline").to(torch.float32)
     images = sources.load_flora("test", ("daisy", "rose"), 8, progress=False)
     before = {name: p.clone() for name, p in pipeline.text_encoder.named_parameters()}
     weights = [pipeline.vae.decoder.conv_in.weight.clone(), pipeline.unet.conv_in.weight.clone()]
