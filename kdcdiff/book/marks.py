@@ -26,6 +26,7 @@ from kdcdiff.claims.page import COLOURS, GREY
 from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.provenance import libraries
 
+INNER = ("drawing", "subjects")  # modules of a package that serve its others alone: the strokes of flora and garden
 PACKAGES = ("models", "data", "training", "sampling", "metrics", "claims", "experiments", "book")
 MARK = re.compile(r"<!-- ([a-z-]+) -->")
 ENDPOINTS = {"class_accuracy": "accuracy", "fid": "FID", "kid": "KID", "clip": "CLIP", "perceptual": "perceptual"}
@@ -114,9 +115,9 @@ def commands() -> str:
 
 
 def interface(package: str = "") -> str:
-    """List the modules of a package, or those beside all packages, for Sphinx to read their docstrings."""
+    """List the modules of a package, or those beside all packages, for Sphinx to read their docstrings; not `INNER`."""
     paths = sorted((notebooks.PACKAGE / package).glob("*.py"))
-    modules = [path.stem for path in paths if not path.stem.startswith("__")]
+    modules = [path.stem for path in paths if not path.stem.startswith("__") and path.stem not in INNER]
     prefix = ".".join(filter(None, ["kdcdiff", package]))
     blocks = [f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {prefix}.{name}\n```" for name in modules]
     return "\n\n".join(blocks)
