@@ -191,9 +191,5 @@ def one_seed(run: Run, candidates: Mapping[str, DistillationLoss], seed: int, *,
         "sampler_steps": profile.sampler_steps,
         "guidance": profile.guidance,
     }
-    inputs = stages.made(
-        train=stages.latents_artifact(run),
-        test=stages.latents_artifact(run, "test"),
-        classifier=stages.classifier_artifact(run),
-    )
+    inputs = stages.judged_inputs(run)
     return run.store.get("ablation", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))

@@ -153,11 +153,7 @@ def student(run: Run, cell: Cell, seed: int) -> Artifact:
         "sampler_steps": profile.sampler_steps,
         "guidance": profile.guidance,
     }
-    inputs = stages.made(
-        train=stages.latents_artifact(run),
-        test=stages.latents_artifact(run, "test"),
-        classifier=stages.classifier_artifact(run),
-    )
+    inputs = stages.judged_inputs(run)
     return run.store.get("recipe", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))
 
 

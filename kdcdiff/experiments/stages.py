@@ -19,10 +19,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
-from kdcdiff.data.attributes import Request, requests, shown
 from kdcdiff.data.image_set import ImageSet, caption_of
 from kdcdiff.data.latents import LatentSet, decode, encode, encode_set
-from kdcdiff.data.sources import DRAW, image_set
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate, ratio
@@ -176,6 +174,12 @@ def teacher(run: Run) -> StableDiffusionPipeline:
     artifact = teacher_artifact(run)
     pipeline = load_pipeline(run.teacher if artifact is None else artifact / "pipeline")
     return run.place(at_resolution(pipeline, run.resolution))
+
+
+def judged_inputs(run: Run) -> dict[str, Artifact]:
+    """Name what a stage reads that trains a student and judges it: both splits' latents, and the classifier."""
+    splits = {split: latents_artifact(run, split) for split in ("train", "test")}
+    return made(**splits, classifier=classifier_artifact(run))
 
 
 # --- the student ---------------------------------------------------------------------------------------------
@@ -351,47 +355,6 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
     inputs, external = made(teacher=teacher_artifact(run)), external_inputs(run)
     artifact = run.store.get("amputated", make, settings=settings, inputs=inputs, external=external)
     return {name: ImageSet.load(artifact / name) for name in names}
-
-
-def requested(run: Run, per_class: int, plan: str = "alone") -> tuple[list[Request], ImageSet]:
-    """Prompts that state what a drawn data set's captions state, half of them new to the teacher; its pictures of them.
-
-    `per_class` of each base class, alone or beside another where `plan` says.
-    """
-
-    def make(
-        folder: Path, *, prompts: Sequence[str], known: Sequence[str], labels: Sequence[int], **sampler: Any
-    ) -> None:
-        images = sampling.generate(teacher(run), prompts, **sampler)
-        ImageSet(images, torch.tensor(labels), tuple(prompts), tuple(known)).save(folder)
-
-    source, profile = run.source, run.profile
-    asked = requests(source.name, source.base, per_class, plan=plan, seed=run.seed)
-    settings = {
-        "prompts": [request.prompt for request in asked],
-        "known": source.classes,
-        "labels": [source.classes.index(name) for name in source.base for _ in range(per_class)],
-        "seed": run.seed,
-        "steps": profile.sampler_steps,
-        "guidance": profile.guidance,
-    }
-    inputs, external = made(teacher=teacher_artifact(run)), external_inputs(run)
-    return asked, ImageSet.load(
-        run.store.get("requested", make, settings=settings, inputs=inputs, external=external).path
-    )
-
-
-def real_requests(run: Run, per_class: int) -> tuple[torch.Tensor, list[Request]]:
-    """Held-out real pictures of a drawn data set, alone and beside others, as if asked for by what they show.
-
-    What `requested` does not ask for (petals, wing patterns) is left out.
-    """
-    source = run.source
-    beside = {"pairs": per_class} if source.name == "garden" else {}
-    pictures = DRAW[source.name]("test", source.base, per_class, source.seed, unseen=True, **beside)
-    images = image_set(pictures, source.base)
-    told = [{name: value for name, value in shown(p).items() if name not in ("parts", "pattern")} for p in pictures]
-    return images.images, [Request(words, own, seen=False) for words, own in zip(images.captions, told, strict=True)]
 
 
 ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something

@@ -89,6 +89,6 @@ def test_the_shipped_stacks_own_size_is_in_no_key():
 
 
 def test_counts_are_the_shipped_pipelines_own():
-    net, pipeline = plan.networks_of(profiles.get("mini")), load_pipeline()
+    net, pipeline = plan.networks_of(profiles.get("mini"), "flora"), load_pipeline()
     parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
     assert net.whole == sum(p.numel() for part in parts for p in part.parameters()) and net.latent == 8 * 8 * 8
