@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdcdiff.cli import arguments
 from kdcdiff.cli.arguments import decay, one_of, positive, weight, whole
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from kdcdiff.data.image_set import ImageSet
     from kdcdiff.data.latents import LatentSet
     from kdcdiff.models.classifier import Classifier
+    from kdcdiff.store import Store
 
 METHODS = (  # of `training.continual`, whose import takes a second
     "naive", "latent-replay", "latent-replay-distilled", "pixel-replay", "jpeg-replay", "generative-replay", "lwf",
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from kdcdiff.metrics.forgetting import Record
     from kdcdiff.models.export import learnt_card, name_of, save_distilled
     from kdcdiff.models.pipeline import at_resolution, image_size, load_pipeline
-    from kdcdiff.store import claim
+    from kdcdiff.store import Store, claim
     from kdcdiff.training import continual
 
     device, source = arguments.device_of(args), open_training(args.data)
@@ -89,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     images = source.load("train", order, args.per_class, size)
     if old:
         images = joined(old.load("train", base, args.per_class, size), images)
-    latents, judge = _latents(pipeline, images, work / "latents"), _judge(args, images, work, device)
+    store = Store(work / "store", say=lambda line: print(line, file=sys.stderr, flush=True))
+    latents, judge = _latents(store, pipeline, images), _judge(args, store, images, device)
     record = Record(work / "scores", tuple(base), order)
 
     def draw(unet: UNet2DConditionModel, classes: tuple[str, ...], count: int) -> ImageSet:
@@ -133,32 +137,29 @@ def _encoded(pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:
     return encode_set(pipeline, images)
 
 
-def _latents(pipeline: StableDiffusionPipeline, images: ImageSet, folder: Path) -> LatentSet:
-    """Encode the pictures once, and read them from `folder` when the command goes on."""
+def _latents(store: Store, pipeline: StableDiffusionPipeline, images: ImageSet) -> LatentSet:
+    """Encode the pictures once; read them when the command goes on."""
     from kdcdiff.data.latents import LatentSet
 
-    if not folder.is_dir():
-        partial = folder.with_suffix(".partial")
-        partial.mkdir(exist_ok=True)
-        _encoded(pipeline, images).save(partial)
-        partial.rename(folder)
-    return LatentSet.load(folder)
+    def make(folder: Path, **pictures: Any) -> None:
+        _encoded(pipeline, images).save(folder)
+
+    settings = {"classes": images.classes, "count": len(images), "size": images.images.shape[-1]}
+    return LatentSet.load(store.get("latents", make, settings=settings).path)
 
 
-def _judge(args: argparse.Namespace, images: ImageSet, work: Path, device: str) -> Classifier:
+def _judge(args: argparse.Namespace, store: Store, images: ImageSet, device: str) -> Classifier:
     """Train the classifier of all classes, on their pictures alone, at a size of its own; once."""
     from kdcdiff.models.classifier import load_classifier, save_classifier
     from kdcdiff.training.components import train_classifier
 
-    folder, side = work / "judge", images.images.shape[-1]
-    if not folder.is_dir():
-        small = JUDGE_SIZE if side > JUDGE_SIZE else None
-        training = work / "judge-training"
-        trained = train_classifier(images, args.judge_steps, JUDGE_BATCH, args.seed, training, "judge", device, small)
-        partial = folder.with_suffix(".partial")
-        save_classifier(trained, partial)
-        partial.rename(folder)
-    return load_classifier(folder).to(device)
+    def make(folder: Path, *, classes: Sequence[str], **training: Any) -> None:
+        save_classifier(train_classifier(images, folder=folder, describe="judge", device=device, **training), folder)
+
+    side = images.images.shape[-1]
+    settings = {"classes": images.classes, "steps": args.judge_steps, "batch": JUDGE_BATCH, "seed": args.seed}
+    settings |= {"side": JUDGE_SIZE if side > JUDGE_SIZE else None}
+    return load_classifier(store.get("judge", make, settings=settings).path).to(device)
 
 
 def _scores(drawn: ImageSet, judge: Classifier, sheets: Path, stage: int) -> dict[str, float]:

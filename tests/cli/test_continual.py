@@ -68,11 +68,15 @@ def test_a_killed_command_goes_on_and_ends_in_a_pipeline_for_plain_diffusers(wor
     monkeypatch.setattr(Record, "add", lambda record, stage, scores: (add(record, stage, scores), added.append(stage)))
     assert cli.main([*words, "--steps", "3"]) == 2
     assert "steps=2, not 3" in capsys.readouterr().err, "another command's work is not gone on with"
+    work = tmp_path / "taught.work"
+    (latents,) = (work / "store").glob("latents-*/latents.safetensors")
+    latents.write_bytes(latents.read_bytes()[:-1] + b"x")
     assert cli.main(words) == 0 and added == [-1, 0, 1], "nothing is scored twice"
+    said = capsys.readouterr()
+    assert "is damaged" in said.err and "built  latents" in said.err and "reused judge" in said.err
 
     taught = StableDiffusionPipeline.from_pretrained(tmp_path / "taught")
     assert taught("a photo of a rose", num_inference_steps=1, output_type="np").images.shape == (1, 32, 32, 3)
-    work = tmp_path / "taught.work"
     rows = [line.split(",") for line in (work / "scores" / "matrix.csv").read_text().splitlines()]
     assert rows[0] == ["after", "fern", "rose", "iris"] and [row[0] for row in rows] == [
         "after",
@@ -86,8 +90,7 @@ def test_a_killed_command_goes_on_and_ends_in_a_pipeline_for_plain_diffusers(wor
     assert sheets[0] < sheets[1] < sheets[2], "a row of pictures for each class that has been seen"
     card = (tmp_path / "taught" / "README.md").read_text()
     assert "| classes | rose, iris |" in card and "| known before | fern |" in card and "| forgetting | " in card
-    out = capsys.readouterr().out
-    assert "iris: average accuracy of the new classes" in out and "base classes, now" in out
+    assert "iris: average accuracy of the new classes" in said.out and "base classes, now" in said.out
 
 
 def test_the_base_classes_are_in_the_memory_from_the_first_class_on(words, monkeypatch):
