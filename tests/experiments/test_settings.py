@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, composition, continual, first_steps, head_to_head, paper_tables, plan, stages
+from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_tables, plan, stages
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
@@ -55,7 +55,6 @@ def asked(request, tmp_path_factory):
         lambda: stages.generated_artifact(run, "kdc-described"),
         lambda: stages.full_size_seconds(run, ["sd-1"], 2),
         lambda: stages.amputated(run, 2),
-        lambda: composition.requested(run.shipped("flora"), 2),
         lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
@@ -87,7 +86,7 @@ def other(value):
 def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
-        "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe", "requested",
+        "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
