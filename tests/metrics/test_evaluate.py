@@ -59,8 +59,8 @@ def command(folders, **own):
 
 
 def test_the_command_reports_what_the_library_measures(folders, classifier, clip, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda: classifier)
-    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
+    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda name: classifier)
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda name: clip)
     assert command(folders, json=tmp_path / "figures.json", device="cpu", batch_size=8) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
@@ -81,14 +81,14 @@ def test_the_command_reports_what_the_library_measures(folders, classifier, clip
 
 def test_the_command_has_a_second_eye(folders, clip, tmp_path, monkeypatch):
     """Another network and objective: the same distances, and nothing that needs class logits."""
-    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda name: clip)
     assert command(folders, extractor="flora-clip", json=tmp_path / "figures.json", device="cpu") == 0
     written = json.loads((tmp_path / "figures.json").read_text())["estimates"]
     made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
     seen = extractors.embeddings(extractors.Clip(*clip))
-    assert list(written) == ["kid"] and written["kid"]["extractor"] == "flora CLIP"
+    assert list(written) == ["kid"] and written["kid"]["extractor"] == "own CLIP"
     assert written["kid"]["value"] == pytest.approx(fid_kid.kid(made, real, seen).value, rel=1e-4, abs=1e-7)
-    with pytest.raises(UserError, match="extractor='flora CLIP': has no class logits"):
+    with pytest.raises(UserError, match="extractor='own CLIP': has no class logits"):
         seen.logits(seen(made[:2]))
 
 
@@ -115,8 +115,8 @@ def spoil(folders, how):
     ],
 )
 def test_a_spoilt_folder_is_one_clear_line(folders, classifier, clip, monkeypatch, how, line):
-    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda: classifier)
-    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda: clip)
+    monkeypatch.setattr("kdcdiff.models.classifier.load_classifier", lambda name: classifier)
+    monkeypatch.setattr("kdcdiff.models.pipeline.load_clip", lambda name: clip)
     spoil(folders, how)
     with pytest.raises(UserError, match=line) as error:
         command(folders, device="cpu")
@@ -141,5 +141,5 @@ def test_evaluate_with_enough_images_has_every_metric(classifier):
     features = extractors.features(classifier)
     scores = evaluate.evaluate(draw(410, 3), draw(420, 4, 30, 200), features)
     assert scores.left_out == {} and list(scores.estimates) == ["kid", "fid", "fid_infinity", "inception_score"]
-    assert all(estimate.extractor == "flora classifier" for estimate in scores.estimates.values())
+    assert all(estimate.extractor == "own classifier" for estimate in scores.estimates.values())
     assert scores.estimates["fid_infinity"].value < scores.estimates["fid"].value
