@@ -58,6 +58,9 @@ class ClassByClass:
         return ImageSet(self.images[-1].flatten(0, 1), labels, tuple(stages.prompts(self.order, count)), self.order)
 
 
+WHOLE = "original"  # the network from which nothing is cut: the teacher
+
+
 def class_order(run: Run, repetition: int) -> tuple[str, ...]:
     """The novel classes in the order of a repetition: the source's own for number 0, then seeded shuffles."""
     classes = run.source.novel[: run.profile.continual_classes]
@@ -73,12 +76,13 @@ def old_count(count: int) -> int:
 
 
 def class_by_class(
-    run: Run, method: str, *, repetition: int = 0, capacity: int | None = None, codec: str = "fp16"
-) -> ClassByClass:
+    run: Run, method: str, *, repetition: int = 0, capacity: int | None = None, codec: str = "fp16",
+    network: str | None = None,
+) -> ClassByClass:  # fmt: skip
     """The distilled student learns the novel classes one after another by `method`; measured after every class.
 
-    `repetition` numbers runs, each with a seed and an order of its own; `capacity` replaces the profile's.
-    UserError: an unknown method.
+    `repetition` numbers runs, each with a seed and an order of its own; `capacity` replaces the profile's; `network`
+    learns in the place of the profile's student, `WHOLE` being the teacher itself. UserError: an unknown method.
     """
     profile = run.profile
 
@@ -86,7 +90,8 @@ def class_by_class(
         folder: Path, *, method: str, order: Sequence[str], base: Sequence[str], variant: str, count: int,
         guidance: float, sampler_steps: int, seed: int, **training: Any,
     ) -> None:  # fmt: skip
-        pipeline, classifier = stages.student(run, variant), stages.classifier(run)
+        pipeline = stages.teacher(run) if variant == WHOLE else stages.student(run, variant)
+        classifier = stages.classifier(run)
         known, joint = run.source.classes, continual.METHODS[method].joint
         side = image_size(pipeline)
         matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
@@ -127,12 +132,12 @@ def class_by_class(
         (folder / "run.json").write_text(json.dumps(words))
 
     check(method in continual.METHODS, "method", method, f"must be one of {', '.join(continual.METHODS)}")
-    order = class_order(run, repetition)
+    order, learner = class_order(run, repetition), network or profile.variant
     settings = {
         "method": method,
         "order": order,
         "base": run.source.base,
-        "variant": profile.variant,
+        "variant": learner,
         "count": profile.continual_images,
         "guidance": profile.guidance,
         "sampler_steps": profile.continual_sampler_steps,
@@ -146,7 +151,7 @@ def class_by_class(
         "codec": codec,
     }
     inputs = stages.made(
-        student=stages.student_artifact(run, profile.variant),
+        student=None if learner == WHOLE else stages.student_artifact(run, learner),
         latents=stages.latents_artifact(run),
         images=stages.images_artifact(run, "train"),
         classifier=stages.classifier_artifact(run),
@@ -194,6 +199,18 @@ def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
     calls |= {method: [{"capacity": as_many_bytes(run, codec)}] for method, codec in PICTURES.items()}
     parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
     return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}
+
+
+PAPERS = ("naive", "latent-replay")  # KDC-Diff-CL, which has no memory, and KDC-Diff
+
+
+def of_the_teacher(run: Run) -> dict[str, list[ClassByClass]]:
+    """The teacher learns as the student does by `PAPERS`, in the same orders: what a network without cuts forgets."""
+    repetitions: list[dict[str, Any]] = [
+        {"repetition": k, "network": WHOLE} for k in range(run.profile.continual_seeds)
+    ]
+    parallel.run_stages(class_by_class, run, [((method,), own) for method in PAPERS for own in repetitions])
+    return {method: [class_by_class(run, method, **own) for own in repetitions] for method in PAPERS}
 
 
 def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:

@@ -194,6 +194,9 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
             yield partial(continual.class_by_class, run, method, repetition=k)
     for method in (*continual.OTHERS, *continual.PICTURES):
         yield partial(continual.class_by_class, run, method)
+    for method in continual.PAPERS:
+        for k in range(p.continual_seeds):
+            yield partial(continual.class_by_class, run, method, repetition=k, network=continual.WHOLE)
     for capacity in p.capacities:
         yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)
     yield partial(continual.class_by_class, run, "latent-replay", codec="uint8")
