@@ -50,10 +50,7 @@ WITHOUT_REPLAY = "kdc-diff-cl"
 _SHORT = {"realistic-vision-v51": "realistic", "anything-midjourney": "midjourney"}  # in the paper's names of pairs
 METRICS = {"class accuracy": True, "FID": False, "KID": False, "CLIP": True, "perceptual": False}  # is more better?
 _COLUMNS = {"FID": "fid", "KID": "kid", "CLIP": "clip", "perceptual": "lpips"}  # the paper's
-SUBJECTS = {
-    "flowers": "flower",
-    "butterflies": "butterfly",
-}  # the paper's data sets, and a drawn set's word for such a class
+SUBJECTS = {"flowers": "flower", "butterflies": "butterfly"}  # the paper's data sets, and a drawn set's word for such
 
 Table = dict[str, dict[str, Estimate]]  # row -> metric -> figure
 
