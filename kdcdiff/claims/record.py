@@ -79,9 +79,9 @@ def changed(judged: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
 
 def line(name: str, result: Evidence) -> tuple[Any, ...]:
     """Lay a result out in ``evidence.csv``'s columns."""
-    low, high = result.interval or ("", "")
+    low, high = map(float, result.interval) if result.interval else ("", "")  # a whole number is written as it is read
     where = (result.unit, result.profile, result.dataset, result.device, result.chapter)
-    return (name, result.value, low, high, result.n or "", *where)
+    return (name, float(result.value), low, high, result.n or "", *where)
 
 
 def write(judged: Iterable[Verdict], results: Mapping[str, Evidence], folder: Path) -> None:
