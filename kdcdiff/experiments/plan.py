@@ -29,7 +29,7 @@ from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
 from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, CONFIGS, TEXT_ENCODER
-from kdcdiff.models.shipped import SHIPPED, find_pipeline
+from kdcdiff.models.shipped import SHIPPED, find_pipeline, shipped_for
 from kdcdiff.store import Artifact, Store, content_key
 
 OXFORD_CLASSES = 102
@@ -91,7 +91,7 @@ def networks_of(profile: Profile, dataset: str) -> Networks:
 
     UserError: any other hub id; nothing is known of it without a download.
     """
-    teacher = profile.teacher_of(dataset)
+    teacher = profile.teacher or shipped_for(dataset)
     folder = find_pipeline(teacher)
     if folder is not None:
         read = {part: unet_files.read_json(folder / part / "config.json") for part in ("vae", "text_encoder")}
@@ -251,7 +251,7 @@ class Plan:
         """Lay the plan out as text."""
         rate, net = self.rate(), self.networks
         told = [f"profile {self.profile.name} on {self.dataset}, on {self.device}: nothing is made or fetched"]
-        teacher = self.profile.teacher_of(self.dataset)
+        teacher = self.profile.teacher or shipped_for(self.dataset)
         told.append(f"teacher {teacher}: {net.name}, {net.resolution} pixels, {net.parameters:,} parameters")
         told += ["", "fetched:", *(f"  {line}" for line in self.fetched or ("nothing",)), "", "stages:"]
         head = (

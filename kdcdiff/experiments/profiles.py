@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcdiff.errors import UserError, check
-from kdcdiff.models.shipped import find_pipeline, shipped_for
+from kdcdiff.models.shipped import find_pipeline
 from kdcdiff.models.variants import variant
 
 
@@ -55,7 +55,7 @@ class Profile:
     test_images: int = _size(50, 2)  # held-out pictures per class
 
     # teacher
-    teacher: str | None = _size(None, known=find_pipeline)  # a pipeline's name, folder or hub id; None: `teacher_of`
+    teacher: str | None = _size(None, known=find_pipeline)  # a pipeline's name, folder or hub id; None: `shipped_for`
     autoencoder_steps: int = _size(1200, 0)  # fine-tuning on an image folder; flora's needs none
     teacher_steps: int = _size(2000, 0)  # fine-tuning of the U-Net on an image folder; flora's needs none
     classifier_steps: int = _size(800, 1)  # training of an image folder's own classifier
@@ -114,10 +114,6 @@ class Profile:
     generated_images: int = _size(40, 2)  # per class and model
     sampler_steps: int = _size(20, 1, 1000)
     guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
-
-    def teacher_of(self, dataset: str) -> str:
-        """Name the teacher of a run on `dataset`: the profile's, or the one that ships for it, else the first."""
-        return self.teacher or shipped_for(dataset)
 
 
 FULL = Profile()

@@ -21,6 +21,7 @@ from kdcdiff.data.sources import Source, open_source
 from kdcdiff.errors import check
 from kdcdiff.experiments import profiles
 from kdcdiff.experiments.profiles import Profile
+from kdcdiff.models.shipped import shipped_for
 from kdcdiff.models.unet_files import read_resolution
 from kdcdiff.process import compute_dtype, keep_memory, use_device
 from kdcdiff.store import Artifact, Store
@@ -49,7 +50,7 @@ class Run:
     @property
     def teacher(self) -> str:
         """The teacher's name, folder or hub id; where the data set is a folder, it is fine-tuned."""
-        return self.profile.teacher_of(self.dataset)
+        return self.profile.teacher or shipped_for(self.dataset)
 
     @property
     def dtype(self) -> torch.dtype:

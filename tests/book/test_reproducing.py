@@ -82,7 +82,7 @@ def test_every_command_on_the_page_is_understood(words, monkeypatch, tmp_path):
     for folder in ("my-images/train", "my-images/test", "pictures"):
         (tmp_path / folder).mkdir(parents=True)
     if words[:2] == ["kdcdiff", "generate"]:
-        (tmp_path / "student").symlink_to(REPO / "kdcdiff" / "assets" / "pipeline")
+        (tmp_path / "student").symlink_to(REPO / "kdcdiff" / "assets" / "flora" / "pipeline")
     if words[0] == "kdcdiff":
         args = cli.parser_for(words[1]).parse_args(words[1:])
         if words[1] == "run":
