@@ -31,8 +31,8 @@ TEXT = (  # a paragraph or an item each; {name:format} is a figure
     "- After as many steps, BK-SDM's base network is at {student.bk-sdm-base.class_accuracy:.2f} with its teacher's "
     "weights and at {student.bk-sdm-base-random.class_accuracy:.2f} without.",
     "- On the same networks, from the same weights, after the same steps on the same batches, KDC-Diff's students draw "
-    "the class asked for in {head.accuracy:+.3f} more of their images than BK-SDM's, seed by seed over five seeds; their "
-    "distance to the teacher's prediction is smaller by {head.distance:+.4f}.",
+    "the class asked for in {head.accuracy:+.3f} more of their images than BK-SDM's, seed by seed over five seeds; "
+    "their distance to the teacher's prediction is smaller by {head.distance:+.4f}.",
     "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share "
     "of its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
 )

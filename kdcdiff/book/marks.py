@@ -26,7 +26,7 @@ from kdcdiff.claims.page import COLOURS, GREY
 from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.provenance import libraries
 
-INNER = ("drawing", "subjects")  # modules of a package that serve its others alone: the strokes of flora and garden
+DRAWN = ("drawing", "flora", "garden", "styles", "subjects")  # modules of `data`, on a page of their own
 PACKAGES = ("models", "data", "training", "sampling", "metrics", "claims", "experiments", "book")
 MARK = re.compile(r"<!-- ([a-z-]+) -->")
 ENDPOINTS = {"class_accuracy": "accuracy", "fid": "FID", "kid": "KID", "clip": "CLIP", "perceptual": "perceptual"}
@@ -114,10 +114,13 @@ def commands() -> str:
     return "\n\n".join(f"## `{name}`\n\n```text\n{said}\n```" for name, said in helps.items())
 
 
-def interface(package: str = "") -> str:
-    """List the modules of a package, or those beside all packages, for Sphinx to read their docstrings; not `INNER`."""
+def interface(package: str = "", drawn: bool = False) -> str:
+    """List the modules of a package, or those beside all packages, for Sphinx to read their docstrings.
+
+    Those of `DRAWN` are left out, or with `drawn` alone there: on one page they would weigh too much.
+    """
     paths = sorted((notebooks.PACKAGE / package).glob("*.py"))
-    modules = [path.stem for path in paths if not path.stem.startswith("__") and path.stem not in INNER]
+    modules = [path.stem for path in paths if not path.stem.startswith("__") and (path.stem in DRAWN) == drawn]
     prefix = ".".join(filter(None, ["kdcdiff", package]))
     blocks = [f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {prefix}.{name}\n```" for name in modules]
     return "\n\n".join(blocks)
@@ -166,6 +169,7 @@ def _photograph_methods(book: Book) -> Table:
 
 MAKERS: dict[str, Callable[[Book], str]] = {
     "api": lambda book: interface(),
+    "api-drawn": lambda book: interface("data", drawn=True),
     **{f"api-{name}": lambda book, name=name: interface(name) for name in PACKAGES},  # type: ignore[misc]
     "chapters": lambda book: chapter_table(chapter_costs(book))._repr_html_(),
     "stages": _stages,

@@ -236,6 +236,12 @@ def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
     return found | {"retention": over_seeds([r.retention.value for r in repetitions], within=(0, 1))}
 
 
+def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measure: str) -> np.ndarray:
+    """How much more `one` has of a measure of `MEASURES` than `other`, order by order, (repetitions,)."""
+    pairs = zip(one, other, strict=True)
+    return np.array([MEASURES[measure](a.matrix) - MEASURES[measure](b.matrix) for a, b in pairs])
+
+
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:
     """KID of each class seen so far (columns) after each stage (rows) against its real pictures; NaN for later ones."""
     known = [extract(real.of_classes([name]).images, extractor) for name in own.order]

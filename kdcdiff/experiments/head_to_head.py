@@ -23,6 +23,7 @@ from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.estimate import Estimate, over_seeds
 from kdcdiff.process import computing
 from kdcdiff.store import Artifact, write_atomically
 from kdcdiff.training.distill import distill
@@ -208,6 +209,11 @@ class HeadToHead(Ablation):
 
     steps: dict[str, np.ndarray]
     curves: dict[str, np.ndarray]
+
+    def pooled(self, measure: str, one: str, other: str, networks: Sequence[str]) -> Estimate:
+        """How much more of `measure` one objective's students have than another's, a mean over `networks` each seed."""
+        scores = dict(zip(self.names, self.scores[measure], strict=True))
+        return over_seeds(np.mean([scores[f"{one}.{n}"] - scores[f"{other}.{n}"] for n in networks], 0))
 
     def steps_to(self, name: str, reference: str) -> np.ndarray:
         """How many steps, seed by seed, until `name` is as close to the teacher as `reference` ends, (seeds,)."""

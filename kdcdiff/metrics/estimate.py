@@ -23,7 +23,8 @@ class Estimate:
 
     `n` counts the samples behind it, in what the replication is over (pictures, pairs, seeds, rounds). Sums and
     differences take two intervals as independent and combine their arms by the square-root method (Zou & Donner 2008,
-    doi:10.1002/sim.3095), which respects lopsided intervals; they keep no `n`.
+    doi:10.1002/sim.3095), which respects lopsided intervals; they keep no `n`,
+    where a multiple does.
     """
 
     value: float
@@ -49,7 +50,7 @@ class Estimate:
         return Estimate(value, value - down, value + up)
 
     def __neg__(self) -> Estimate:
-        return Estimate(-self.value, -self.high, -self.low)
+        return self * -1
 
     def __sub__(self, other: Estimate | float) -> Estimate:
         return self + (-as_estimate(other))
@@ -59,7 +60,7 @@ class Estimate:
 
     def __mul__(self, factor: float) -> Estimate:
         ends = sorted((self.low * factor, self.high * factor)) if factor else (0.0, 0.0)
-        return Estimate(self.value * factor, *ends)
+        return Estimate(self.value * factor, *ends, self.n)
 
     def __truediv__(self, factor: float) -> Estimate:
         return self * (1 / factor)

@@ -73,7 +73,7 @@ def run_nbval(paths: list[Path], scratch: Path) -> tuple[subprocess.CompletedPro
     ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        command, cwd=REPO, env=inherited | settings, capture_output=True, text=True, timeout=3600, check=False
+        command, cwd=REPO, env=inherited | settings, capture_output=True, text=True, timeout=2400, check=False
     )
     compared = {(stem, number) for stem, number in json.loads(guard.read_text())} if guard.exists() else set()
     return done, compared

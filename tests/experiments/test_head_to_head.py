@@ -59,6 +59,14 @@ def test_a_threshold_is_reached_between_points():
     assert result.steps_to("a", "b").tolist() == [5, 10] and result.steps_to("b", "a").tolist() == [np.inf, np.inf]
 
 
+def test_a_pooled_difference_is_a_mean_over_networks_seed_by_seed():
+    scores = {"accuracy": np.array([[0.9, 0.7], [0.5, 0.5], [0.3, 0.1], [0.1, 0.1]])}
+    result = HeadToHead(("a.x", "b.x", "a.y", "b.y"), scores, 1, (), {}, {})
+    found = result.pooled("accuracy", "a", "b", ("x", "y"))
+    assert (found.value, found.n) == (pytest.approx(np.mean([(0.4 + 0.2) / 2, (0.2 + 0.0) / 2])), 2)
+    assert result.pooled("accuracy", "b", "a", ("y",)).value == pytest.approx(-0.1)
+
+
 def test_students_are_paired_by_seed_and_made_once(opened):
     run = opened(ablation_steps=2, ablation_images=1, contest_seeds=2, sampler_steps=1)
     cells = [Cell("task", "bk-sdm-tiny"), Cell("bk-sdm", "bk-sdm-tiny")]

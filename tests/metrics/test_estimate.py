@@ -39,6 +39,7 @@ def test_a_factor_scales_and_a_negative_one_turns_the_interval():
     a = Estimate(5, 4, 8)
     assert (2 * a, -a, a / -2) == (Estimate(10, 8, 16), Estimate(-5, -8, -4), Estimate(-2.5, -4, -2))
     assert Estimate(1, -math.inf, math.inf) * 0 == Estimate(0, 0, 0)
+    assert (-2 * Estimate(5, 4, 8, n=3)).n == 3
 
 
 def test_above_is_none_where_the_difference_may_be_zero():
