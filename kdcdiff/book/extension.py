@@ -7,6 +7,7 @@ with Markdown's code marks, are read as what they mean.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from posixpath import relpath
@@ -119,7 +120,10 @@ def _read_docstring(app: Sphinx, what: str, name: str, made: Any, options: Any, 
 
 
 def as_rest(lines: list[str]) -> list[str]:
-    """Turn a docstring into reStructuredText: code marks doubled, stars literal, indented blocks shown as code."""
+    """Turn a docstring into reStructuredText: code marks doubled, indented blocks shown as code.
+
+    Stars are literal, save around a word that they stress.
+    """
     rest: list[str] = []
     before = ""
     for line in lines:
@@ -139,8 +143,7 @@ def _in_code(rest: list[str]) -> bool:
 
 def _plain(line: str) -> str:
     """Double single code marks, and escape what reStructuredText would read as marks of its own."""
-    parts = re.split(r"(`+[^`]+`+)", line)
-    return "".join(
-        f"``{part.strip('`')}``" if place % 2 else re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", part)
-        for place, part in enumerate(parts)
-    )
+    parts = re.split(r"(`+[^`]+`+|(?<![\w*])\*\w+\*(?![\w*]))", line)
+    told = [re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    kept = [part if part[0] == "*" else f"``{part.strip('`')}``" for part in parts[1::2]]
+    return "".join(itertools.chain(*itertools.zip_longest(told, kept, fillvalue="")))

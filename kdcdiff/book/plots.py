@@ -138,7 +138,7 @@ def curves(
         steps, values = [r["step"] for r in log], [r[name] for r in log]
         axis.plot(steps, values, label=name, marker=marker, markersize=4, markevery=max(1, len(log) // 12))
     axis.set(xlabel="step", ylabel=ylabel, yscale="log" if logarithmic else "linear")
-    axis.legend(ncols=3, fontsize="small")
+    axis.legend(ncols=len(names), fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -173,6 +173,7 @@ def matrix(
     axis.grid(False)
     axis.set_title(title, fontsize="medium")
     axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)  # of a few rows, seaborn's own choice overprints
     return axis
 
 

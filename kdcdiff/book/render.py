@@ -38,6 +38,10 @@ _UNUSED = re.compile(
     r"""<script[^>]*(?:fontawesome|sphinx-thebe)\.js[^>]*>\s*</script>|<script>\s*const THEBE_JS_URL[^<]*</script>"""
     r"""|<script type="text/x-thebe-config">[^<]*</script>|<script>kernelName = [^<]*</script>""",
 )
+# And where one does not search, the tools and the index of search as one types, which is off: 0.3 MB of every page.
+_SEARCHING = re.compile(
+    r"""<script src="[./]*(?:_static/(?:searchtools|language_data)|searchindex)\.js"></script>\s*"""
+)
 _PUBLIC = re.compile(r"(?:(?:https|ssh)://)?(?:[^@/]+@)?(github\.com|gitlab\.com)[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 _REMOTE_CSS = re.compile(r"""(?:@import\s+["']|url\(\s*["']?)(?:https?:)?//""", re.IGNORECASE)
 _LOADS = ("stylesheet", "preload", "preconnect", "modulepreload", "icon", "dns-prefetch", "prefetch")
@@ -76,7 +80,8 @@ def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html")
     if builder == "singlehtml":  # Sphinx puts the page where the first one lies, its addresses counted from the top
         os.replace(rendered / book.pages()[0].path.with_suffix(".html"), rendered / BUILDERS[builder])
     for page in rendered.rglob("*.html"):
-        page.write_text(offline(page.read_text()))
+        text = offline(page.read_text())
+        page.write_text(text if page.name == "search.html" else _SEARCHING.sub("", text))
     problems = [*(missing_pages(book, rendered) if pages else []), *remote_loads(rendered)]
     if problems:
         raise BuildFailed("the rendered book is not sound: " + "; ".join(problems))

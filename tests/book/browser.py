@@ -21,13 +21,18 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from ..imports import REPO
 
 HTML = Path(os.environ.get("PAGES", REPO / "_build" / "html")).resolve()
-PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
+FRONT = "index.html"  # leads to the landing page, and has nothing of its own
+PAGES = sorted(
+    name
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts and (name := f"{path.relative_to(HTML)}") != FRONT
+)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 WIDTHS = (390, 600, 768, 992, 1280, 1600)  # pixels
 IMAGES = re.compile(r"\.(png|jpe?g|gif|webp|svg)$")
 AXE = "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations'], preload: false})"
-CUT_OFF = """() => [...document.querySelectorAll('main pre')].filter(
+CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, .kdc-scroll)')].filter(
     (e) => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent.slice(0, 60))"""
 
 
@@ -40,8 +45,12 @@ def browser() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=path, args=switches, chromium_sandbox=False)
 
 
-def test_there_are_pages():
-    assert "index.html" in PAGES, f"no book in {HTML}; make book renders it"
+def test_the_front_leads_to_the_landing_page(browser):
+    assert (HTML / FRONT).is_file(), f"no book in {HTML}; make book renders it"
+    page = browser.new_page()
+    page.goto((HTML / FRONT).as_uri())
+    page.wait_for_url("**/book/intro.html")
+    page.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -89,7 +98,7 @@ def test_a_first_visit_is_no_fault(browser):
     context = browser.new_context(color_scheme="dark")
     page, said = context.new_page(), []
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.goto((HTML / "index.html").as_uri(), wait_until="load")
+    page.goto((HTML / "book" / "intro.html").as_uri(), wait_until="load")
     assert said == [] and page.evaluate("document.documentElement.dataset.theme") == "dark"
     context.close()
 

@@ -56,6 +56,7 @@ def test_a_book_is_rendered_whole_offline_and_once(run_book, capsys):
     for page in html.rglob("*.html"):
         text = page.read_text()
         assert "cdn" not in text.lower() and "unpkg" not in text and str(run_book) not in text
+    assert "searchindex.js" in (html / "search.html").read_text() and "searchindex.js" not in first
     assert render.remote_loads(html) == []
     status = (html / "book" / "status.html").read_text()
     assert '<th scope="row">a</th><td>completed</td>' in status and "<!-- chapters -->" not in status

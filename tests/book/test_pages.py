@@ -53,11 +53,10 @@ def test_every_formula_of_the_book_has_mathml():
 
 
 def test_a_docstring_is_read_as_what_it_means():
-    lines = ["Mix `x` and *y*: a | b, `pair_`, name_.", "", "    mix(x, *y)", "", "    mix(2)", "", "Then more."]
-    assert extension.as_rest(lines) == [
-        r"Mix ``x`` and \*y\*: a \| b, ``pair_``, name\_.", "", "::", "", "    mix(x, *y)", "", "    mix(2)", "",
-        "Then more.", "",
-    ]  # fmt: skip
+    block = ["    mix(x, *y)", "", "    mix(2)"]
+    said = "Mix `x` and *y*: a | b, 2 * x * y, *args, `pair_`, name_."
+    meant = r"Mix ``x`` and *y*: a \| b, 2 \* x \* y, \*args, ``pair_``, name\_."
+    assert extension.as_rest([said, "", *block, "", "Then."]) == [meant, "", "::", "", *block, "", "Then.", ""]
 
 
 # -------------------------------------------------------------------------------------------------- the pages

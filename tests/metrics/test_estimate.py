@@ -74,6 +74,8 @@ def test_means_over_seeds_are_student_s_and_stay_within_bounds():
     assert over_seeds(values).interval == pytest.approx((0.9 - half, 0.9 + half))
     assert over_seeds(values, "share", (0, 1)).high == 1 and over_seeds(values, "share").n == 3
     assert over_seeds([0.5]).interval == (-math.inf, math.inf)
+    alike = [0.1 + 0.2, 0.3]  # but for rounding
+    assert over_seeds(alike).interval == (-math.inf, math.inf) and over_seeds(alike, "share", (0, 1)).interval == (0, 1)
 
 
 def test_a_ratio_is_the_geometric_mean_of_pairs():
