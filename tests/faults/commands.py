@@ -45,6 +45,9 @@ def given(root: Path, book: Path | None = None) -> Given:
             folder.mkdir(parents=True)
             for i in range(8):
                 Image.new("RGB", (40 + i, 33), colour).save(folder / f"{i}.png")
+    (root / "subject").mkdir()
+    for i in range(4):
+        shutil.copy(root / "pictures" / "train" / "rose" / f"{i}.png", root / "subject")
     return Given(root / "pipeline", root / "pictures", book)
 
 
@@ -65,6 +68,12 @@ def continual(given: Given, root: Path) -> list[str]:
     training = ["--steps", "2", "--batch", "4", "--capacity", "4", "--judge-steps", "2"]
     data = ["--student", str(given.pipeline), "--data", str(given.pictures), "--classes", *COLOURS]
     return [*data, "--out", str(root / "out"), *training, "--images", "2", "--sampler-steps", "1"]
+
+
+def personalize(given: Given, root: Path) -> list[str]:
+    subject = ["--subject", str(given.pipeline.with_name("subject")), "--noun", "rose", "--prior-images", "2"]
+    training = ["--steps", "4", "--images", "2", "--sampler-steps", "1"]
+    return ["--pipeline", str(given.pipeline), *subject, *training, "--out", str(root / "out")]
 
 
 def generate(given: Given, root: Path) -> list[str]:
@@ -112,6 +121,11 @@ def model_of(root: Path) -> dict[str, str]:
     return files_of(root / "out")
 
 
+def weights_of(root: Path) -> dict[str, str]:
+    """The same without the model card, which says how long it took."""
+    return {name: digest for name, digest in model_of(root).items() if name != "README.md"}
+
+
 def chapters_of(root: Path) -> dict[str, str]:
     """What the executed chapters show."""
     book = Book(root)
@@ -138,6 +152,7 @@ COMMANDS = {
     "encode": Command(encode, model_of, 18),
     "distill": Command(distill, model_of, 8),
     "continual": Command(continual, model_of, 8),
+    "personalize": Command(personalize, weights_of, 8),
     "generate": Command(generate, model_of, 8),
     "shrink": Command(shrink, model_of, 8),
 }
