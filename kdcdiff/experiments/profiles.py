@@ -1,7 +1,7 @@
 """All sizes, steps and seeds of a run, in one frozen dataclass per profile.
 
 `smoke` runs every cell in minutes, for CI: its figures mean nothing. `mini`, the default, distils, trains and
-evaluates real models from the shipped small teacher in half an hour on a two-core CPU, with few seeds and pictures.
+evaluates real models from the shipped small teacher in an hour on a two-core CPU, with few seeds and pictures.
 `full` is the same with the seeds, steps and pictures that the figures on record need, in hours: the committed outputs
 and the empirical verdicts are its. `paper` is the papers' models, data and protocol, for a GPU and the hub. The same
 notebooks and code: a profile changes sizes, never paths through the code.
