@@ -9,7 +9,8 @@ therefore withheld from a share of the training samples:
 * the *skip connections* of an up stage, more often the noisier the sample and the further in the stage: the plan of the
   whole has to come from below where there is nothing to copy yet; the outermost stage always has its own.
 
-Nothing of it stays in the network: what is trained is a plain diffusers U-Net that always sees both.
+Nothing of it stays in the network: what is trained is a plain diffusers U-Net that always sees both. It does not last:
+the inner stages fall asleep again as training goes on, and so they do where both are withheld for good (same table).
 """
 
 from __future__ import annotations
