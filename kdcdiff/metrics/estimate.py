@@ -137,7 +137,12 @@ def over_seeds(
 
 
 def ratio(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray, unit: str = "") -> Estimate:
-    """The geometric mean of values / reference, both (n,) and above 0, with Student's interval on the logs."""
+    """The geometric mean of values / reference, both (n,) and above 0, with Student's interval on the logs.
+
+    What is measured against itself is 1, exactly.
+    """
+    if np.array_equal(values, reference):
+        return Estimate(1.0, 1.0, 1.0, len(values), unit)
     logs = np.log(np.asarray(values, dtype=np.float64)) - np.log(np.asarray(reference, dtype=np.float64))
     middle = over_seeds(logs)
     low, value, high = (float(np.exp(x)) for x in (middle.low, middle.value, middle.high))
