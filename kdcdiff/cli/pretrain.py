@@ -11,11 +11,7 @@ from kdcdiff.training.protocols import RECIPES, Recipe
 
 NUMBERS = [field for field in fields(Recipe) if field.type in ("int", "float")]  # what an option may change
 OPTIONAL = ("perceptual_net_steps",)  # left out at 0, as what is 0 by itself
-LIMITED = {
-    "ema": arguments.decay,
-    "inner_gain": arguments.positive,
-    **dict.fromkeys(("caption_dropout", "withhold_prompt", "withhold_skips"), arguments.fraction),
-}
+LIMITED = {"ema": arguments.decay, "caption_dropout": arguments.fraction}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

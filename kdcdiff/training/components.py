@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode, encode_set, to_signed
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import down_sampling, new_clip, tokenize
-from kdcdiff.training.bottleneck import Withholding, level, tilt, withheld
 from kdcdiff.training.loop import fit
 from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
 
@@ -190,30 +188,20 @@ def train_unet(
     seed: int,
     folder: Path | None,
     even: bool = False,
-    withholding: Withholding | None = None,
-    inner_gain: float = 1.0,
     describe: str = "unet",
 ) -> None:
     """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place.
 
-    `withholding` and an `inner_gain` above 1 give its inner stages work (`kdcdiff.training.bottleneck`); left out,
-    training is plain. `even` spaces the time steps of a batch.
+    `even` spaces the time steps of a batch.
     """
     unet = pipeline.unet.to(memory_format=torch.channels_last)
-    if inner_gain != 1:
-        tilt(unet, inner_gain)
 
     def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
         rows = draw_rows(batch, len(latents), generator)
         return denoising_batch(latents, rows, pipeline.scheduler, generator, dropout, even)
 
     def loss(model: nn.Module, data: DenoisingBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        with contextlib.ExitStack() as hidden:
-            if withholding is not None:
-                levels = pipeline.scheduler.config.num_train_timesteps
-                without = withholding.draw(data.timestep, levels, len(unet.up_blocks), generator)
-                hidden.enter_context(withheld(unet, latents.prompts[0], *without))
-            output = model(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        output = model(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
         return F.mse_loss(output, data.target), {}
 
     fit(
@@ -229,7 +217,6 @@ def train_unet(
         checkpoint_every=250,
         describe=describe,
     )
-    level(unet)
 
 
 # --- classifier ----------------------------------------------------------------------------------------------

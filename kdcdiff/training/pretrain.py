@@ -6,7 +6,7 @@ those in brackets:
 1. text          a small CLIP on the base classes; its text encoder becomes the pipeline's, as SD took CLIP's
 2. [perceptual]  a classifier of the base classes; its maps make the autoencoder's perceptual loss, as LPIPS SD's
 3. autoencoder   on the base classes, under flips and exposure
-4. unet          the denoiser on the cached latents of the base classes; it may be trained through its bottleneck
+4. unet          the denoiser on the cached latents of the base classes
 5. [decoder]     the autoencoder's other half, further; the latents stay
 6. classifier    the independent classifier, on real images of all classes
 7. [attributes]  the reader of what captions state, on real images of all classes in every combination
@@ -36,6 +36,7 @@ from kdcdiff.data.sources import DRAW, DRAWN, Pictures, image_set
 from kdcdiff.models.attribute_reader import AttributeReader, save_reader
 from kdcdiff.models.classifier import Classifier, save_classifier
 from kdcdiff.models.export import save_portable
+from kdcdiff.models.initialization import pass_on
 from kdcdiff.models.pipeline import (
     assemble,
     down_sampling,
@@ -45,7 +46,6 @@ from kdcdiff.models.pipeline import (
     train_tokenizer,
 )
 from kdcdiff.provenance import provenance, sha256_file
-from kdcdiff.training.bottleneck import Withholding
 from kdcdiff.training.components import train_autoencoder, train_classifier, train_clip, train_unet
 from kdcdiff.training.protocols import Recipe
 from kdcdiff.training.readers import train_reader
@@ -112,8 +112,9 @@ def pretrain(work: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None
         **coding,
     )
     unet = new_unet(recipe.seed, recipe.unet_widths, base.images.shape[-1] // down_sampling(vae))
+    if recipe.pass_on:
+        pass_on(unet, recipe.seed)
     pipeline = assemble(vae, unet, text_encoder_of(text), tokenizer).to(device)
-    withheld = recipe.withhold_prompt or recipe.withhold_skips
     train_unet(
         pipeline,
         encode_set(pipeline, base),
@@ -125,8 +126,6 @@ def pretrain(work: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None
         seed=recipe.seed,
         folder=work / "unet",
         even=recipe.even_timesteps,
-        withholding=Withholding(recipe.withhold_prompt, recipe.withhold_skips) if withheld else None,
-        inner_gain=recipe.inner_gain,
     )
     if recipe.decoder_steps:
         train_autoencoder(

@@ -59,7 +59,7 @@ def test_the_gardens_recipe_makes_a_plain_pipeline_of_other_sizes_and_a_reader(t
     assert load_classifier(tmp_path / "assets" / "classifier").classes == tuple(garden.SPECIES)
     assert load_reader(tmp_path / "assets" / "attributes").attributes == ATTRIBUTES["garden"]
     written = json.loads((tmp_path / "assets" / "provenance.json").read_text())["recipe"]
-    assert (written["dataset"], written["inner_gain"], written["reader_steps"]) == ("garden", 2.0, 2)
+    assert (written["dataset"], written["pass_on"], written["reader_steps"]) == ("garden", True, 2)
     logs = {path.stem for path in (tmp_path / "assets" / "log").iterdir()}
     assert logs == {"text", "autoencoder", "unet", "decoder", "classifier", "attributes", "clip"}
 
