@@ -59,8 +59,8 @@ class Estimate:
         return as_estimate(other) - self
 
     def __mul__(self, factor: float) -> Estimate:
-        ends = sorted((self.low * factor, self.high * factor)) if factor else (0.0, 0.0)
-        return Estimate(self.value * factor, *ends, self.n)
+        low, high = sorted((self.low * factor, self.high * factor)) if factor else (0.0, 0.0)
+        return Estimate(self.value * factor, low, high, self.n)
 
     def __truediv__(self, factor: float) -> Estimate:
         return self * (1 / factor)

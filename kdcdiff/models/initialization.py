@@ -4,8 +4,8 @@ PyTorch draws a weight with variance 1 / (3 * fan-in). A residual network hardly
 identities; but on the way up of Stable Diffusion's U-Net none of them is. Every layer of an up stage reads a skip
 connection beside its input, so its shortcut is a 1x1 convolution, which hands on about a sixth of its input's variance
 and mixes as much of the skip connection into it, twelve times between the mid stage and the output; up- and
-down-samplers are convolutions in the stream as well. So the outer stages learn the task before the inner ones are heard,
-and little is left for these to do: they fall asleep (`book/results/pilots.csv`).
+down-samplers are convolutions in the stream as well. So the outer stages learn the task before the inner ones are
+heard, and little is left for these to do: they fall asleep (`book/results/pilots.csv`).
 
 `pass_on` draws the same network so that each layer hands on what it reads from below: the way through the mid stage is
 as short as any.
@@ -38,23 +38,25 @@ def pass_on(unet: UNet2DConditionModel, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
 
+    def unbiased(layer: nn.Conv2d) -> Tensor:
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        return layer.weight
+
     def shortcut(layer: nn.Conv2d, inputs: int) -> None:
-        layer.weight[:, :inputs, 0, 0] = _through(layer.out_channels, inputs, generator)
-        nn.init.zeros_(layer.bias)
+        unbiased(layer)[:, :inputs, 0, 0] = _through(layer.out_channels, inputs, generator)
 
     for stage in unet.down_blocks:
         for resnet in stage.resnets:
             if resnet.conv_shortcut is not None:
                 shortcut(resnet.conv_shortcut, resnet.in_channels)
         for sampler in stage.downsamplers or ():
-            nn.init.zeros_(sampler.conv.weight)
-            nn.init.zeros_(sampler.conv.bias)
-            sampler.conv.weight[:, :, 1:, 1:] = 0.5 * torch.eye(sampler.conv.out_channels)[:, :, None, None]
+            weight = nn.init.zeros_(unbiased(sampler.conv))
+            weight[:, :, 1:, 1:] = 0.5 * torch.eye(len(weight))[:, :, None, None]
     below = unet.config.block_out_channels[-1]
     for stage in unet.up_blocks:
         for resnet in stage.resnets:
             shortcut(resnet.conv_shortcut, below)  # the hidden input comes first, the skip connection after it
             below = resnet.out_channels
         for sampler in stage.upsamplers or ():
-            nn.init.dirac_(sampler.conv.weight)
-            nn.init.zeros_(sampler.conv.bias)
+            nn.init.dirac_(unbiased(sampler.conv))
