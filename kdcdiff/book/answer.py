@@ -6,16 +6,19 @@ fills in and Jupyter does not know. So a chapter ends with a cell that fills it 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from nbformat import NotebookNode
 
-from kdcdiff.metrics.estimate import Estimate
+from kdcdiff.metrics.estimate import UNKNOWN, Estimate, written
 
 HEADING = "## Answer"
 _GLUE = re.compile(r"\{glue:text\}`([^`:]+)(?::([^`]+))?`")
+_ROUNDED = re.compile(r"(\{glue:text\}`[^`:]+:[-+ ]?)(?=[\d,.]*[fg%]`)")
+_BOUNDS = re.compile(r"\[\{glue:text\}`([^`:]+)\.low(?::[^`]*)?`, \{glue:text\}`\1\.high(?::[^`]*)?`\]")
 _LINK = re.compile(r"\{(?:ref|numref|doc)\}`([^`<]+?)(?:\s*<[^`>]*>)?`")
 _CITATION = re.compile(r"\s*\{cite\}`[^`]*`")
 
@@ -37,10 +40,25 @@ def answer_of(notebook: NotebookNode) -> str:
     return str(re.split(r"^(?:#|```|:::)", rest, maxsplit=1, flags=re.MULTILINE)[0].strip())
 
 
+def without_unknown(text: str, values: Mapping[str, Any]) -> str:
+    """Say that there is no interval in the place of the glue of two bounds, [low, high], where either is infinite."""
+
+    def bounds(match: re.Match[str]) -> str:
+        ends = (values.get(f"{match[1]}.{end}", 0) for end in ("low", "high"))
+        return match[0] if all(math.isfinite(float(end)) for end in ends) else f"({UNKNOWN})"
+
+    return _BOUNDS.sub(bounds, text)
+
+
+def without_negative_zero(text: str) -> str:
+    """Have glued figures that round to zero written without a sign (the option z of Python's formats)."""
+    return _ROUNDED.sub(r"\1z", text)
+
+
 def filled(text: str, values: Mapping[str, Any]) -> str:
     """Put values in the place of their glue, and the words of a link in the place of the link; citations go."""
 
     def value(match: re.Match[str]) -> str:
-        return format(values[match[1]], match[2] or "") if match[1] in values else match[0]
+        return written(values[match[1]], match[2] or "") if match[1] in values else match[0]
 
-    return _CITATION.sub("", _LINK.sub(r"\1", _GLUE.sub(value, text)))
+    return _CITATION.sub("", _LINK.sub(r"\1", _GLUE.sub(value, without_unknown(text, values))))

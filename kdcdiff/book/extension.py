@@ -1,8 +1,8 @@
 """What this book teaches Sphinx, loaded by `_config.yml`.
 
 Formulas become MathML, which browsers draw by themselves: no page loads a script for them. The role
-{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter. Docstrings, which are plain text
-with Markdown's code marks, are read as what they mean.
+{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter. Prose says where there is no
+interval. Docstrings, which are plain text with Markdown's code marks, are read as what they mean.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from posixpath import relpath
 from typing import Any
 
+import nbformat
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -21,6 +22,8 @@ from sphinx.util.docutils import SphinxRole
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
+from kdcdiff.book import answer
+from kdcdiff.book.marks import glued
 from kdcdiff.book.pages import DOWNLOADS, finish, write_files
 from kdcdiff.book.results import Results
 from kdcdiff.book.toc import Book, Page
@@ -33,6 +36,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
     app.add_role("result", ResultRole())
+    app.connect("source-read", _read_chapter)
     app.connect("html-page-context", _finish_page)
     app.connect("autodoc-process-docstring", _read_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -79,6 +83,21 @@ def _display_math(self: HTML5Translator, node: nodes.math_block) -> None:
 # ----------------------------------------------------------------------------------------------- the pages
 
 
+def _read_chapter(app: Sphinx, name: str, source: list[str]) -> None:
+    if Path(app.env.doc2path(name)).suffix == ".ipynb":
+        source[0] = tidied(source[0])
+
+
+def tidied(text: str) -> str:
+    """Tidy the glue in the prose of an executed notebook, given and returned as JSON: its intervals and its zeros."""
+    notebook = nbformat.reads(text, as_version=4)
+    values = glued(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = answer.without_negative_zero(answer.without_unknown(cell.source, values))
+    return nbformat.writes(notebook)
+
+
 def _finish_page(app: Sphinx, name: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
     body, book = context.get("body"), book_of(app)
     if not body or doctree is None:
@@ -103,7 +122,7 @@ class ResultRole(SphinxRole):
         if result is None:
             return [nodes.inline(self.rawtext, "(not measured in this run)")], []  # another variant, say
         low, high = result.interval or (result.value, result.value)
-        said = format(Estimate(result.value, low, high) if result.interval else result.value, form or ".2f")
+        said = format(Estimate(result.value, low, high), form or ".2f")
         chapter = next((page for page in book.chapters() if page.name == result.chapter), None)
         words = nodes.inline(self.rawtext, said, classes=["kdc-result"])
         if chapter is None:

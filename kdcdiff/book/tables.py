@@ -16,11 +16,12 @@ from typing import Any
 
 import pandas
 
-from kdcdiff.metrics.estimate import Estimate
+from kdcdiff.metrics.estimate import UNKNOWN, Estimate, written
 
 Row = Mapping[str, Any]
 MARKED = ' class="kdc-marked"'
-_INTERVAL = re.compile(r" (\[-?[\d.,]+, -?[\d.,]+\])$")  # it may stand below its value where a table is wide
+# It may stand below its value where a table is wide.
+_INTERVAL = re.compile(rf" (\[[-+]?[\d.,]+, [-+]?[\d.,]+\]|\({UNKNOWN}\))$")
 _APART = r' <span class="kdc-interval">\1</span>'
 FORMATS: dict[type, str] = {int: ",", float: ",.2f", Estimate: ".2f"}  # where `formats` says nothing
 
@@ -115,6 +116,8 @@ def _text(cell: Any, form: str | None) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Estimate):
+        return format(value, form or FORMATS[Estimate])
     if type(value) in FORMATS:
-        return format(value, form or FORMATS[type(value)])
+        return written(value, form or FORMATS[type(value)])
     return str(value)

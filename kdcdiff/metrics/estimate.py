@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,13 @@ from kdcdiff.errors import check
 
 DRAWS = 2000  # from a posterior, behind a credible interval
 RESAMPLES = 1000  # of a bootstrap
+UNKNOWN = "no interval"  # in the place of bounds that are infinite: there is nothing between them to read
+_NEGATIVE_ZERO = re.compile(r"-(?=0[0.,]*%?$)")
+
+
+def written(number: float, form: str) -> str:
+    """Format a number in `form`; what rounds to zero has no sign."""
+    return _NEGATIVE_ZERO.sub("", format(number, form))
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Estimate:
     @property
     def is_exact(self) -> bool:
         return self.low == self.high
+
+    @property
+    def is_known(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def __add__(self, other: Estimate | float) -> Estimate:
         o = as_estimate(other)
@@ -76,17 +88,23 @@ class Estimate:
         return True if d.low > 0 else False if d.high < 0 else None
 
     def __format__(self, form: str) -> str:
-        """Value and interval in the format `form`: ``0.93 [0.90, 0.95]``; the value alone where it is exact."""
+        """Value and interval in the format `form`: ``0.93 [0.90, 0.95]``; the value alone where it is exact.
+
+        Where a bound is infinite it is ``0.93 (no interval)``.
+        """
         if not form:
             return str(self)
-        ends = "" if self.is_exact else f" [{self.low:{form}}, {self.high:{form}}]"
-        return f"{self.value:{form}}{ends}"
+        return written(self.value, form) + (self._ends(form) if self.is_known else f" ({UNKNOWN})")
+
+    def _ends(self, form: str) -> str:
+        return "" if self.is_exact else f" [{written(self.low, form)}, {written(self.high, form)}]"
 
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        ends = "" if self.is_exact else f" [{self.low:.4g}, {self.high:.4g}]"
-        about = ", ".join([f"n={self.n}"] * (self.n is not None) + [self.extractor] * bool(self.extractor))
-        return f"{self.value:.4g}{unit}{ends}" + (f" ({about})" if about else "")
+        ends = self._ends(".4g") if self.is_known else ""
+        about = [UNKNOWN] * (not self.is_known) + [f"n={self.n}"] * (self.n is not None)
+        said = ", ".join(about + [self.extractor] * bool(self.extractor))
+        return f"{written(self.value, '.4g')}{unit}{ends}" + (f" ({said})" if said else "")
 
 
 def as_estimate(x: Estimate | float) -> Estimate:

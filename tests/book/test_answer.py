@@ -42,6 +42,15 @@ def test_glue_and_links_become_words():
     assert answer.filled(text, {"a.word": "Yes", "a.share": 0.126}) == ("**Yes.** 0.13 of it (there), {glue:text}`b`.")
 
 
+def test_bounds_that_nobody_knows_are_no_interval():
+    bounds = "[{glue:text}`gain.low:.2f`, {glue:text}`gain.high:.2f`]"
+    text = f"By {{glue:text}}`gain:.2f` {bounds}."
+    known = {"gain": -0.001, "gain.low": -0.2, "gain.high": 0.2}
+    assert answer.filled(text, known) == "By 0.00 [-0.20, 0.20]."
+    assert answer.filled(text, known | {"gain.high": math.inf}) == "By 0.00 (no interval)."
+    assert answer.without_unknown(text, known) == text and answer.without_unknown(text, {}) == text
+
+
 def test_an_estimate_is_glued_with_its_bounds(tmp_path, monkeypatch, capsys):
     """And shown with the Answer of the chapter's file; without that file, as a list."""
     (tmp_path / "_toc.yml").touch()

@@ -106,6 +106,19 @@ def test_what_scrolls_can_be_scrolled_from_the_keyboard(book):
     assert again.count("kdc-scroll") == 1, "once is enough"
 
 
+def test_a_chapter_s_prose_says_where_there_is_no_interval():
+    prose = "By {glue:text}`a:+.2f` [{glue:text}`a.low:.2f`, {glue:text}`a.high:.2f`], {glue:text}`n:,`."
+    outputs = [
+        nbformat.v4.new_output("display_data", {"application/papermill.record/text/plain": said}, metadata=about)
+        for name, said in {"a": "0.5", "a.low": "-inf", "a.high": "inf"}.items()
+        for about in [{"scrapbook": {"name": name}}]
+    ]
+    cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell(outputs=outputs)]
+    read = nbformat.reads(extension.tidied(nbformat.writes(nbformat.v4.new_notebook(cells=cells))), as_version=4)
+    assert read.cells[0].source == "By {glue:text}`a:+z.2f` (no interval), {glue:text}`n:,`."
+    assert read.cells[1].outputs == outputs
+
+
 # -------------------------------------------------------------------------------------------------- the marks
 
 

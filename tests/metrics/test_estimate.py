@@ -18,6 +18,7 @@ from kdcdiff.metrics.estimate import (
     proportion,
     rank_correlation,
     ratio,
+    written,
 )
 
 
@@ -53,6 +54,18 @@ def test_how_an_estimate_reads():
     assert f"{Estimate(0.93, 0.9, 0.95):.2f}" == "0.93 [0.90, 0.95]" and f"{as_estimate(3):.1f}" == "3.0"
     assert str(around(1.5, 0.5, 8, "dB", "tiny")) == "1.5 dB [1, 2] (n=8, tiny)"
     assert f"{as_estimate(2)}" == str(as_estimate(2)) == "2"
+
+
+def test_an_unknown_interval_is_said_in_words():
+    one = over_seeds([0.5])
+    assert (f"{one:.2f}", str(one)) == ("0.50 (no interval)", "0.5 (no interval, n=1)")
+    assert f"{Estimate(1, 0, math.inf):.1f}" == "1.0 (no interval)", "of a ratio"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    assert f"{Estimate(-0.001, -0.1, -0.002):.2f}" == "0.00 [-0.10, 0.00]"
+    said = [written(x, form) for x, form in ((-0.4, ",.0f"), (-0.0001, ".1%"), (-10.0, ".0f"), (-0.01, ".2f"))]
+    assert said == ["0", "0.0%", "-10", "-0.01"]
 
 
 # --- intervals -----------------------------------------------------------------------------------------------
