@@ -1,5 +1,6 @@
 // The verdict table: shows the rows that fit every filter, sorted, a part at a time, and says how many they are.
 // The filter is in the address (#verdict=refuted&paper=bk-sdm), as is a single row (#kdc.t1.flowers-fid).
+// Rows that stand apart, a summary's, are shown where their source is chosen.
 (function () {
   const AT_ONCE = 40;
   const ORDERS = { verdict: 'verdict', severity: 'severity', kind: 'kind' };
@@ -8,6 +9,7 @@
   const body = root.querySelector('tbody');
   const rows = Array.from(body.querySelectorAll('tr'));
   const fields = Array.from(root.querySelectorAll('.claims-filters select, .claims-filters input'));
+  const paper = fields.find(f => f.name === 'paper');
   const shown = root.querySelector('output');
   const more = root.querySelector('[name=more]');
   const ranks = {};  // a word -> its place in the list that one chooses it from
@@ -17,8 +19,12 @@
   let all = false;
   let fitting = rows;
 
+  function isOfSource(row) {
+    return paper.value ? row.dataset.paper === paper.value : !row.dataset.apart;
+  }
+
   function fits(row) {
-    return fields.every(f => f.name === 'sort' || !f.value || (f.name === 'words'
+    return isOfSource(row) && fields.every(f => f.name === 'sort' || !f.value || (f.name === 'words'
       ? (row.id + ' ' + row.textContent).toLowerCase().includes(f.value.toLowerCase())
       : row.dataset[f.name] === f.value));
   }
@@ -41,7 +47,7 @@
     more.hidden = visible === fitting.length;
     more.textContent = 'Show all ' + fitting.length;
     const part = visible < fitting.length ? ', ' + visible + ' of them shown' : '';
-    shown.textContent = fitting.length + ' of ' + rows.length + ' claims' + part;
+    shown.textContent = fitting.length + ' of ' + rows.filter(isOfSource).length + ' claims' + part;
   }
 
   function write() {
@@ -59,8 +65,10 @@
     if (row || hash.includes('=')) {
       for (const f of fields) f.value = chosen.get(f.name) || (f.name === 'sort' ? 'order' : '');
     }
+    if (row && row.dataset.apart) paper.value = row.dataset.paper;
     show();
     if (row) row.scrollIntoView({ block: 'center' });
+    else if (hash.includes('=')) root.scrollIntoView();
   }
 
   function save(kind) {

@@ -21,6 +21,7 @@ from kdcdiff.claims.model import (
     SAME,
     SEVERITIES,
     SOURCES,
+    SUMMARIES,
     UNDECIDED,
     VERDICTS,
     Evidence,
@@ -61,28 +62,32 @@ def as_html(
 ) -> str:
     """Write the table. `chapters`: a slug -> its page and its title; where not given, both are made of the slug.
 
-    Links are relative to a page that lies beside the chapters'. Without a script, every row is shown.
+    Links are relative to a page that lies beside the chapters'. Counts are of the two papers' claims; those of a
+    summary are shown where one asks for them. Without a script, every row is shown.
     """
     listed = list(verdicts)
-    counts = Counter(v.outcome for v in listed)
+    counts = Counter(v.outcome for v in listed if v.claim.paper not in SUMMARIES)
     options = {
         "verdict": {name: f"{name} ({counts[name]})" for name in VERDICTS if counts[name]},
         "severity": {name: name for name in SEVERITIES},
         "paper": SOURCES,
         "kind": {kind: kind for kind in KINDS},
     }
-    chosen = "".join(_select(name, f"every {name}", choices) for name, choices in options.items())
+    every = {"paper": "both papers"}
+    chosen = "".join(_select(name, every.get(name, f"every {name}"), own) for name, own in options.items())
     search = '<label>words <input type="search" name="words" placeholder="in a claim"></label>'
     sort = _select("sort", "", SORTS)
     buttons = "".join(f'<button type="button" name="{kind}">{kind.upper()}</button>' for kind in ("csv", "json"))
     download = f'<span class="claims-download">download {buttons}</span>'
     body = "".join(_row(place, v, decided_in(v, evidence), chapters or {}) for place, v in enumerate(listed))
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Verdict", "Claim", "Why"))
+    apart = len(listed) - counts.total()
+    said = f"{counts.total()} claims" + f", and {apart} of a summary" * bool(apart)
     style, script = ((files("kdcdiff.claims") / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return (
         f'<div id="claims"><style>\n{style}</style>'
         f'<form class="claims-filters">{chosen}{search}{sort}{download}</form>'
-        f'<p class="claims-count"><output aria-live="polite">{len(listed)} claims</output></p>'
+        f'<p class="claims-count"><output aria-live="polite">{said}</output></p>'
         f'<table class="claims-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         f'<button type="button" class="claims-more" name="more" hidden>Show all</button>'
         f"<script>\n{script}</script></div>"
@@ -109,6 +114,7 @@ def _row(place: int, verdict: Verdict, decided: str, chapters: Mapping[str, tupl
         "threshold": verdict.threshold,
         "measured": verdict.scale,
         "check": claim.check,
+        "apart": "yes" * (claim.paper in SUMMARIES),
     }
     attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items() if value)
     slug, _, anchor = decided.partition("#")

@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 
 from kdcdiff import claims
 from kdcdiff.claims import page, record
-from kdcdiff.claims.model import NOT_TESTED, VERDICTS, Claim
+from kdcdiff.claims.model import NOT_TESTED, PAPERS, VERDICTS, Claim
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_every_choice_is_labelled_and_the_count_is_announced(soup):
     assert all(tag.parent.name == "label" for tag in choices)
     assert soup.output["aria-live"] == "polite"
     assert {button["name"] for button in soup.select("form button")} == {"csv", "json"}
+
+
+def test_counts_are_of_what_the_authors_wrote(verdicts, soup):
+    authored = [v for v in verdicts if v.claim.paper in PAPERS]
+    apart = len(verdicts) - len(authored)
+    assert apart and soup.output.text == f"{len(authored)} claims, and {apart} of a summary"
+    chosen = [option.text for option in soup.select("select[name=verdict] option[value]") if option["value"]]
+    assert sum(int(re.search(r"\((\d+)\)", text)[1]) for text in chosen) == len(authored)
+    assert {row["data-paper"] in PAPERS for row in soup.select("tbody tr[data-apart]")} == {False}
+    assert len(soup.select("tbody tr[data-apart]")) == apart
 
 
 def test_every_verdict_has_a_colour_of_its_own():
