@@ -28,10 +28,17 @@ def beside(lines: Sequence[Row], figures: Mapping[str, Table], subject: str) -> 
     return rows
 
 
-def best(lines: Sequence[Row], figures: Mapping[str, Table], subject: str, metric: str, kinds: Sequence[str]) -> str:
-    """The best row of these kinds by one metric."""
-    pick = max if METRICS[metric] else min
-    return pick((row.name for row in lines if row.kind in kinds), key=lambda n: figures[subject][n][metric].value)
+def best(
+    lines: Sequence[Row], figures: Mapping[str, Table], subject: str, metric: str, kinds: Sequence[str] | None = None
+) -> str:
+    """Name the best row of these kinds by one metric, or all that are; None: of the rows that the paper's table has.
+
+    Nothing where there is no such row.
+    """
+    names = [row.name for row in lines if (subject in row.printed if kinds is None else row.kind in kinds)]
+    values = {name: figures[subject][name][metric].value for name in names}
+    most = (max if METRICS[metric] else min)(values.values(), default=None)
+    return ", ".join(name for name, value in values.items() if value == most)
 
 
 def same_order(agreement: Mapping[str, Estimate]) -> str:

@@ -11,8 +11,8 @@ from torchvision.transforms.functional import to_pil_image
 from kdcdiff.claims import tables
 from kdcdiff.data import flora, sources, styles
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import paper_models, paper_tables, stages
-from kdcdiff.metrics.estimate import Estimate
+from kdcdiff.experiments import paper_figures, paper_models, paper_tables, stages
+from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.models.pipeline import load_pipeline
 
 
@@ -143,3 +143,17 @@ def test_agreement_is_spearmans_over_the_printed_rows_alone():
     found = paper_tables.agreement(lines, figures, "flowers", "FID")
     assert found.value == pytest.approx(stats.spearmanr(printed, ours).statistic) and found.n == 5
     assert found.low < found.value < found.high <= 1
+
+
+def test_the_best_row_is_one_of_the_paper_s_table_and_ties_are_named():
+    printed = {"flowers": {"FID": 1.0}}
+    lines = [
+        paper_tables.Row("a", "baseline", "a", "", printed),
+        paper_tables.Row("b", "baseline", "b", "", printed),
+        paper_tables.Row("b>a", "pair", "a", "b"),
+    ]
+    values = {"a": 3.0, "b": 3.0, "b>a": 2.0}
+    figures = {own: {name: {"FID": as_estimate(x)} for name, x in values.items()} for own in ("flowers", "butterflies")}
+    assert paper_figures.best(lines, figures, "flowers", "FID") == "a, b"
+    assert paper_figures.best(lines, figures, "flowers", "FID", ["baseline", "pair"]) == "b>a"
+    assert paper_figures.best(lines, figures, "butterflies", "FID") == "", "whose rows the paper does not print"
