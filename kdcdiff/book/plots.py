@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
+from seaborn.utils import relative_luminance
 from torch import Tensor
 
 from kdcdiff.metrics.estimate import Estimate, as_estimate
@@ -25,6 +26,7 @@ OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "
 PALETTE = {"teacher": "#0072b2", "student": "#d55e00", "neutral": "#5c5c5c", "good": "#009e73"}
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LIGHT = 0.18  # relative luminance from which black on a colour has more contrast than white (WCAG 2)
 HEAVY = 120_000  # characters of SVG beyond which a figure is a PNG after all
 HATCHES = dict(zip(OKABE_ITO, ("", "///", "...", "xxx", "|||", "---", "\\\\\\", ""), strict=True))  # a bar's, by colour
 
@@ -172,9 +174,17 @@ def matrix(
     )
     axis.grid(False)
     axis.set_title(title, fontsize="medium")
-    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="x", rotation=45 if max(len(str(name)) for name in columns) > 5 else 0)
     axis.tick_params(axis="y", rotation=0)  # of a few rows, seaborn's own choice overprints
+    _write_legibly(axis, ~np.isnan(values))
     return axis
+
+
+def _write_legibly(axis: Axes, filled: np.ndarray) -> None:
+    """Set each number of a heat map in black or white, whichever its cell's colour contrasts with more."""
+    colours = axis.collections[0].get_facecolor()[filled.ravel()]
+    for number, colour in zip(axis.texts, colours, strict=True):
+        number.set_color("black" if relative_luminance(colour) > LIGHT else "white")
 
 
 def gradient_of(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> Callable[[Tensor], Tensor]:
@@ -240,7 +250,7 @@ def trade_off(
                 if not front or (y > front[-1][1] if more else y < front[-1][1]):
                     front.append((x, y))
             axis.plot(*zip(*front, strict=True), color=PALETTE["neutral"], lw=1, zorder=1)
-        row[0].set_ylabel(f"{gain} ({'more' if more else 'less'} is better)", fontsize="small")
+        row[0].set_ylabel(f"{gain}\n({'more' if more else 'less'} is better)", fontsize="small")
     for axis, cost in zip(axes[-1], costs, strict=True):
         axis.set_xlabel(cost, fontsize="small")
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -264,8 +274,12 @@ def rank_panels(panels: Mapping[str, tuple[Sequence[float], Sequence[float], Seq
             chosen = [k for k, own in enumerate(kinds) if own == kind]
             axis.scatter(x[chosen], y[chosen], **own_look, label=kind, s=30)
         axis.axline((1, 1), slope=1, color="#bbbbbb", lw=0.8, zorder=0)
-        axis.set(title=title, xlabel="rank in the paper", ylabel="rank here")
+        axis.set_title(title)
         axis.locator_params(integer=True, nbins=5)
+    for axis in axes.flat[max(0, len(panels) - across) : len(panels)]:  # the lowest of each column
+        axis.set_xlabel("rank in the paper")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("rank here")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
     return figure

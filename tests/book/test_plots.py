@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from seaborn.utils import relative_luminance
 
 from kdcdiff.book import plots
 from kdcdiff.metrics.estimate import Estimate, as_estimate
@@ -44,3 +45,23 @@ def test_a_figure_of_very_many_lines_stays_a_picture():
     figure, axis = plt.subplots()
     axis.scatter(*np.random.default_rng(0).random((2, 9000)))
     assert plots.as_svg(figure) is None
+
+
+def test_a_matrix_s_numbers_can_be_read_on_every_colour():
+    values = np.linspace(0, 1, 12).reshape(3, 4)
+    values[0, 1] = np.nan
+    axis = plots.matrix(values, list("abc"), ["0.25", 100, "long name", 3])
+    colours = axis.collections[0].get_facecolor()[~np.isnan(values).ravel()]
+    for number, colour in zip(axis.texts, colours, strict=True):
+        own, ground = relative_luminance(number.get_color()), relative_luminance(colour)
+        assert (max(own, ground) + 0.05) / (min(own, ground) + 0.05) > 4.5, "WCAG 2 AA"
+    short = plots.matrix(values, list("abc"), ["0.25", 100, 200, 300])
+    turned = [own.get_xticklabels()[0].get_rotation() for own in (axis, short)]
+    assert turned == [45, 0], "only what is long is turned"
+
+
+def test_rank_panels_name_their_axes_once():
+    panels = {name: ([1.0, 2.0], [2.0, 1.0], ["pair", "pair"]) for name in "abc"}
+    axes = plots.rank_panels(panels, across=2).axes
+    assert [axis.get_xlabel() for axis in axes] == ["", "rank in the paper", "rank in the paper", ""]
+    assert [axis.get_ylabel() for axis in axes] == ["rank here", "", "rank here", ""]
