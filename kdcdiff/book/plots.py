@@ -182,7 +182,7 @@ def matrix(
 
 def _write_legibly(axis: Axes, filled: np.ndarray) -> None:
     """Set each number of a heat map in black or white, whichever its cell's colour contrasts with more."""
-    colours = axis.collections[0].get_facecolor()[filled.ravel()]
+    colours = np.asarray(axis.collections[0].get_facecolor())[filled.ravel()]
     for number, colour in zip(axis.texts, colours, strict=True):
         number.set_color("black" if relative_luminance(colour) > LIGHT else "white")
 
