@@ -38,6 +38,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("result", ResultRole())
     app.connect("source-read", _read_chapter)
     app.connect("html-page-context", _finish_page)
+    app.connect("autodoc-skip-member", _skip_alias)
+    app.connect("autodoc-process-signature", _read_signature)
     app.connect("autodoc-process-docstring", _read_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -138,10 +140,26 @@ def _read_docstring(app: Sphinx, what: str, name: str, made: Any, options: Any, 
     lines[:] = as_rest(lines)
 
 
+def _skip_alias(app: Sphinx, what: str, name: str, made: Any, skip: bool, options: Any) -> bool | None:
+    """Leave the fields of a named tuple out: Python says of each which number it has, and the class what it is."""
+    return True if str(getattr(made, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def _read_signature(
+    app: Sphinx, what: str, name: str, made: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    return signature and readable(signature), returned
+
+
+def readable(signature: str) -> str:
+    """Write ... for a default that is no Python, as <factory>: Sphinx reads no signature that Python would not."""
+    return re.sub(r"=\s*<(?:[^<>]|<[^<>]*>)*>", "=...", signature)
+
+
 def as_rest(lines: list[str]) -> list[str]:
     """Turn a docstring into reStructuredText: code marks doubled, indented blocks shown as code.
 
-    Stars are literal, save around a word that they stress.
+    Stars are literal, save around words that they stress, and before the items of a list.
     """
     rest: list[str] = []
     before = ""
@@ -160,9 +178,15 @@ def _in_code(rest: list[str]) -> bool:
     return bool(said) and (said[-1] == "::" or said[-1].startswith("    "))
 
 
+_KEPT = re.compile(  # code, with the role before it; words between two stars, and a word between one
+    r"((?:\{[\w:]+\})?`+[^`]+`+|(?<![\w*])\*\*\w(?:[^*]*[^\s*])?\*\*(?![\w*])|(?<![\w*])\*\w+\*(?![\w*]))"
+)
+
+
 def _plain(line: str) -> str:
     """Double single code marks, and escape what reStructuredText would read as marks of its own."""
-    parts = re.split(r"(`+[^`]+`+|(?<![\w*])\*\w+\*(?![\w*]))", line)
+    item = "* " if line.startswith("* ") else ""
+    parts = _KEPT.split(line.removeprefix(item))
     told = [re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
-    kept = [part if part[0] == "*" else f"``{part.strip('`')}``" for part in parts[1::2]]
-    return "".join(itertools.chain(*itertools.zip_longest(told, kept, fillvalue="")))
+    kept = [part if part[0] == "*" else f"``{part.strip('`')}{'`' * (part[0] == '{')}``" for part in parts[1::2]]
+    return item + "".join(itertools.chain(*itertools.zip_longest(told, kept, fillvalue="")))
