@@ -22,9 +22,9 @@ from kdcdiff.models.variants import VARIANTS, Innermost, Variant, variant
 
 HEADINGS = {  # of the figures of a choice: whether they are counted in billions
     "U-Net parameters": False,
-    "fvcore GMAC": True,
-    "thop GMAC": True,
-    "GMAC with attention products": True,
+    "fvcore GMac": True,
+    "thop GMac": True,
+    "GMac with attention products": True,
     "tensors carried over": False,
 }
 INNERMOST = dict(

@@ -34,6 +34,7 @@ def finish(body: str, page: Page, book: Book) -> Finished:
     make_accessible(soup)
     if not page.is_chapter:
         return Finished(str(soup))
+    name_solutions(soup)
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
     pictures = [str(image["src"]) for image in soup.find_all("img", src=True) if _made_by_a_cell(image)]
     article = soup.find("section") or soup
@@ -59,6 +60,12 @@ def make_accessible(soup: BeautifulSoup) -> None:
     for block in soup.find_all("pre"):
         if block.parent and "highlight" in (block.parent.get("class") or ()):
             block["tabindex"] = "0"
+
+
+def name_solutions(soup: BeautifulSoup) -> None:
+    """Call a cell that is folded whole a solution: only the exercises have such, and others fold code alone."""
+    for title in soup.select(".tag_hide-cell > details > summary > p"):
+        title.string = "Solution"
 
 
 def road_map(book: Book, page: Page) -> str:

@@ -84,7 +84,7 @@ def report(name: str, cost: Complexity, whole: PipelineCost, timing: Timing | No
     """Lay out a table for people: stages, the U-Net, the pipeline."""
     from kdcdiff.models.macs import CONVENTIONS
 
-    rows = [("", "parameters", *(f"{c} GMAC" for c in COLUMNS))]
+    rows = [("", "parameters", *(f"{c} GMac" for c in COLUMNS))]
     rows += [(stage, f"{p.parameters:,}", *_giga(p.macs)) for stage, p in cost.stages.items()]
     rows.append((f"U-Net ({name})", f"{cost.parameters:,}", *_giga(cost.macs)))
     for part, p in (("text encoder", whole.text_encoder), ("decoder", whole.decoder)):

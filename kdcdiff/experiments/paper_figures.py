@@ -59,7 +59,7 @@ def costs(nets: Mapping[str, UNet2DConditionModel], rounds: int = 15) -> dict[st
         count = complexity.count(net)
         found[who] = {
             "parameters (millions)": count.parameters / 1e6,
-            "MMAC of a call": count.macs["all"] / 1e6,
+            "MMac of a call": count.macs["all"] / 1e6,
             "ms of a call": 1e3 * median(seconds[who]),
             "time ratio": ratio(seconds[who], seconds[reference]),
         }
@@ -85,7 +85,7 @@ def table_2(found: Mapping[str, Mapping[str, float | Estimate]]) -> list[dict[st
         if dataset != next(iter(SUBJECTS)):
             continue
         own = found.get(name) or found.get(NETWORKS.get(row["network"], ""))
-        mine = {key: own[key] / whole[key] if own else None for key in ("parameters (millions)", "MMAC of a call")}  # type: ignore[operator]
+        mine = {key: own[key] / whole[key] if own else None for key in ("parameters (millions)", "MMac of a call")}  # type: ignore[operator]
         rows.append({
             "row": name,
             **{f"seconds, {subject}": share(subject, name, "seconds") for subject in SUBJECTS},
@@ -93,6 +93,6 @@ def table_2(found: Mapping[str, Mapping[str, float | Estimate]]) -> list[dict[st
             "parameters, paper": share(dataset, name, "parameters"),
             "parameters, here": mine["parameters (millions)"],
             "MACs, paper": share(dataset, name, "gmac"),
-            "MACs, here": mine["MMAC of a call"],
+            "MACs, here": mine["MMac of a call"],
         })  # fmt: skip
     return rows

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from docutils.core import publish_string
 
 from kdcdiff import cli
 from kdcdiff.book import extension, marks, pages, plots, tables, toc
@@ -59,6 +60,26 @@ def test_a_docstring_is_read_as_what_it_means():
     assert extension.as_rest([said, "", *block, "", "Then."]) == [meant, "", "::", "", *block, "", "Then.", ""]
 
 
+@pytest.mark.parametrize(
+    "said, meant",
+    [
+        (["**Of a file.** Then `f(**a, **b)` and **c."], [r"**Of a file.** Then ``f(**a, **b)`` and \*\*c."]),
+        (["As {glue:text}`name:.3f`."], ["As ``{glue:text}`name:.3f```."]),
+        (["Two:", "", "* a `b`", "  c * d", "* e"], ["Two:", "", "* a ``b``", r"  c \* d", "* e"]),
+    ],
+)
+def test_marks_of_a_docstring_come_out_as_marks(said, meant):
+    assert extension.as_rest(said) == [*meant, ""]
+    shown = publish_string("\n".join(meant), writer_name="html", settings_overrides={"halt_level": 2}).decode()
+    text = BeautifulSoup(shown, "html.parser").body.get_text(" ", strip=True)
+    assert "``" not in text and "Definition" not in text and "<dl" not in shown
+
+
+def test_a_signature_has_no_default_that_python_could_not_read():
+    said = "(folder: ~pathlib.Path = <factory>, say=<built-in function print>, f=<function <lambda>>, n: int = 3)"
+    assert extension.readable(said) == "(folder: ~pathlib.Path =..., say=..., f=..., n: int = 3)"
+
+
 # -------------------------------------------------------------------------------------------------- the pages
 
 
@@ -93,6 +114,13 @@ def test_a_chapter_gets_its_map_and_its_downloads(book):
     links = {a.get_text(): a["href"] for a in soup.select(".kdc-downloads a")}
     assert links["executed notebook"] == "../downloads/b.ipynb" and links["figure 1"] == "../_images/x.png"
     assert links["table 1 (CSV)"] == "../downloads/b-table-1.csv"
+
+
+def test_what_is_folded_whole_is_a_solution(book):
+    fold = '<div class="cell {tag}"><details><summary><p>Code</p></summary><p>Code</p></details></div>'
+    body = fold.format(tag="tag_hide-cell") + fold.format(tag="tag_hide-input")
+    soup = BeautifulSoup(pages.finish(body, book.chapters()[1], book).body, "html.parser")
+    assert [p.text for p in soup.select(".cell p")] == ["Solution", "Code", "Code", "Code"]
 
 
 def test_what_scrolls_can_be_scrolled_from_the_keyboard(book):
