@@ -5,6 +5,7 @@ So that no figure on a page is written by hand, each mark is filled when the boo
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import os
@@ -30,6 +31,7 @@ DRAWN = ("drawing", "flora", "garden", "styles", "subjects")  # modules of `data
 PACKAGES = ("models", "data", "training", "sampling", "metrics", "claims", "experiments", "book")
 MARK = re.compile(r"<!-- ([a-z-]+) -->")
 ENDPOINTS = {"class_accuracy": "accuracy", "fid": "FID", "kid": "KID", "clip": "CLIP", "perceptual": "perceptual"}
+PARTS = ("mid stage (%)", "DownBlock2D (%)", "UpBlock2D (%)", "least pair (%)")
 MEASURES = {
     "average_accuracy": "average accuracy",
     "forgetting": "forgetting",
@@ -167,6 +169,28 @@ def _photograph_methods(book: Book) -> Table:
     return table(rows, caption=caption)
 
 
+def _pilots(book: Book) -> Table:
+    """Table the pilots of a teacher: what was set, for how long, and how far the prediction moves without each part."""
+    with (book.root / "book" / "results" / "pilots.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    pairs = [name for name in rows[0] if name.count(".") == 2]
+    return table(
+        [
+            {
+                "setting": row["setting"],
+                "steps": int(row["steps"]),
+                "mid stage (%)": 100 * float(row["mid_block"]),
+                "DownBlock2D (%)": 100 * float(row["down_blocks.3"]),
+                "UpBlock2D (%)": 100 * float(row["up_blocks.0"]),
+                "least pair (%)": 100 * min(float(row[name]) for name in pairs),
+            }
+            for row in rows
+        ],
+        formats={"steps": ",d"} | dict.fromkeys(PARTS, ".2f"),
+        caption="Pilots: how far the prediction moves without a part, and without the least of the pairs.",
+    )
+
+
 MAKERS: dict[str, Callable[[Book], str]] = {
     "api": lambda book: interface(),
     "api-drawn": lambda book: interface("data", drawn=True),
@@ -179,6 +203,7 @@ MAKERS: dict[str, Callable[[Book], str]] = {
     "verdict-words": lambda book: table(
         [{"verdict": name, "meaning": meaning} for name, meaning in VERDICTS.items()]
     )._repr_html_(),
+    "pilots": lambda book: _pilots(book)._repr_html_(),
     "photograph-badge": lambda book: photograph_badge(_photographs(book)),
     "photograph-rows": lambda book: _photograph_rows(book)._repr_html_(),
     "photograph-methods": lambda book: _photograph_methods(book)._repr_html_(),
