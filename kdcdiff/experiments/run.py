@@ -1,7 +1,9 @@
 """What an experiment runs at: its sizes, its data set, its seed, its device and its store. No notebook is needed.
 
-run = open_run(profile="smoke", artifacts="artifacts", distill_steps=20)
-pipeline = stages.student(run, "kdc-described")
+For example:
+
+    run = open_run(profile="smoke", artifacts="artifacts", distill_steps=20)
+    pipeline = stages.student(run, "kdc-described")
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Whether an independent classifier sees in each image what it was asked to show.
 
-class_accuracy(images, labels, load_classifier())            # an `Estimate` with Wilson's interval
+For example:
+
+    class_accuracy(images, labels, load_classifier())            # an `Estimate` with Wilson's interval
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Attribute compliance: of pictures asked for by attributes, the share that shows what was asked, each and all of it.
 
-asked = requests("flora", flora.BASE, 4)                                # kdcdiff.data.attributes; half of them new
-images = generate(pipeline, [request.prompt for request in asked], seed=0)
-compliance(images, asked, load_reader(folder))                          # {"colour": Estimate, ..., "all": Estimate}
+For example:
+
+    asked = requests("flora", flora.BASE, 4)                                # kdcdiff.data.attributes; half of them new
+    images = generate(pipeline, [request.prompt for request in asked], seed=0)
+    compliance(images, asked, load_reader(folder))                          # {"colour": Estimate, ..., "all": Estimate}
 """
 
 from __future__ import annotations

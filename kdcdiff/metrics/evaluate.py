@@ -1,8 +1,10 @@
 """Generated images against real ones: what ``kdcdiff evaluate`` does.
 
-generated, real = ImageFolder("out"), ImageFolder("photos/test")
-scores = evaluate(generated, real, extractors.features(classifier))
-scores.estimates["kid"], scores.left_out      # {"fid": "generated=40: must be more than 128 ..."}
+For example:
+
+    generated, real = ImageFolder("out"), ImageFolder("photos/test")
+    scores = evaluate(generated, real, extractors.features(classifier))
+    scores.estimates["kid"], scores.left_out      # {"fid": "generated=40: must be more than 128 ..."}
 """
 
 from __future__ import annotations
