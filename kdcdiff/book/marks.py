@@ -31,7 +31,7 @@ DRAWN = ("drawing", "flora", "garden", "styles", "subjects")  # modules of `data
 PACKAGES = ("models", "data", "training", "sampling", "metrics", "claims", "experiments", "book")
 MARK = re.compile(r"<!-- ([a-z-]+) -->")
 ENDPOINTS = {"class_accuracy": "accuracy", "fid": "FID", "kid": "KID", "clip": "CLIP", "perceptual": "perceptual"}
-PARTS = ("mid stage (%)", "DownBlock2D (%)", "UpBlock2D (%)", "least pair (%)")
+PARTS = {"mid stage (%)": "mid_block", "DownBlock2D (%)": "down_blocks.3", "UpBlock2D (%)": "up_blocks.0"}
 MEASURES = {
     "average_accuracy": "average accuracy",
     "forgetting": "forgetting",
@@ -169,25 +169,23 @@ def _photograph_methods(book: Book) -> Table:
     return table(rows, caption=caption)
 
 
+def pilots(recorded: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Read the pilots of a teacher: what was set, for how long, how far the prediction moves without each part."""
+    rows = []
+    for row in recorded:
+        pairs = [float(change) for name, change in row.items() if name.count(".") == 2]
+        moved = {title: 100 * float(row[part]) for title, part in PARTS.items()}
+        rows.append(
+            {"setting": row["setting"], "steps": int(row["steps"])} | moved | {"least pair (%)": 100 * min(pairs)}
+        )
+    return rows
+
+
 def _pilots(book: Book) -> Table:
-    """Table the pilots of a teacher: what was set, for how long, and how far the prediction moves without each part."""
     with (book.root / "book" / "results" / "pilots.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    pairs = [name for name in rows[0] if name.count(".") == 2]
+        rows = pilots(csv.DictReader(lines))
     return table(
-        [
-            {
-                "setting": row["setting"],
-                "steps": int(row["steps"]),
-                "mid stage (%)": 100 * float(row["mid_block"]),
-                "DownBlock2D (%)": 100 * float(row["down_blocks.3"]),
-                "UpBlock2D (%)": 100 * float(row["up_blocks.0"]),
-                "least pair (%)": 100 * min(float(row[name]) for name in pairs),
-            }
-            for row in rows
-        ],
-        formats={"steps": ",d"} | dict.fromkeys(PARTS, ".2f"),
-        caption="Pilots: how far the prediction moves without a part, and without the least of the pairs.",
+        rows, caption="Pilots: how far the prediction moves without a part, and without the least of the pairs."
     )
 
 

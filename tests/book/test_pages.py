@@ -174,6 +174,18 @@ def test_the_page_on_photographs_shows_every_recorded_row():
     assert shown["KID"].value == recorded["tables.butterflies.midjourney-to-realistic.kid"]["value"]
 
 
+def test_a_pilot_is_read_in_per_cent_with_the_least_of_its_pairs():
+    row = {"setting": "plain", "steps": "200", "mid_block": "0.0003", "down_blocks.3": "0.001", "up_blocks.0": "0.0093",
+           "down_blocks.0.1": "0.14", "up_blocks.3.1": "0.02"}  # fmt: skip
+    (read,) = marks.pilots([row])
+    assert read == {"setting": "plain", "steps": 200, "mid stage (%)": pytest.approx(0.03),
+                    "DownBlock2D (%)": pytest.approx(0.1), "UpBlock2D (%)": pytest.approx(0.93),
+                    "least pair (%)": pytest.approx(2)}  # fmt: skip
+    shown = BeautifulSoup(marks.MAKERS["pilots"](Book(REPO)), "html.parser")
+    recorded = (REPO / "book" / "results" / "pilots.csv").read_text().splitlines()
+    assert len(shown.select("tbody tr")) == len(recorded) - 1
+
+
 def test_every_command_and_every_module_has_its_place_in_the_book():
     files = {path.stem for path in (REPO / "kdcdiff" / "cli").glob("*.py")}
     assert set(cli.COMMANDS) == files - {"__init__", "arguments"}, "what `marks.commands` asks for its help"
