@@ -4,8 +4,8 @@ PyTorch draws a weight with variance 1 / (3 * fan-in). A residual network hardly
 identities; but on the way up of Stable Diffusion's U-Net none of them is. Every layer of an up stage reads a skip
 connection beside its input, so its shortcut is a 1x1 convolution, which hands on about a sixth of its input's variance
 and mixes as much of the skip connection into it, twelve times between the mid stage and the output; up- and
-down-samplers are convolutions in the stream as well. So the outer stages learn the task before the inner ones are
-heard, and little is left for these to do: they fall asleep (`book/results/pilots.csv`).
+down-samplers are convolutions in the stream as well. So, it seems, the outer stages learn the task before the
+inner ones are heard, and little is left for these to do: they fall asleep (`book/results/pilots.csv`).
 
 `pass_on` draws the same network so that each layer hands on what it reads from below: the way through the mid stage is
 as short as any.
