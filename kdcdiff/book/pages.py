@@ -31,17 +31,18 @@ class Finished:
 def finish(body: str, page: Page, book: Book) -> Finished:
     """Add to a chapter's page the map of the road and its downloads; to every page what a keyboard needs."""
     soup = BeautifulSoup(body, "html.parser")
+    if page.is_chapter:
+        number_tables(soup)
     make_accessible(soup)
     if not page.is_chapter:
         return Finished(str(soup))
     name_solutions(soup)
     files = {f"{DOWNLOADS}/{page.name}-table-{n}.csv": text for n, text in enumerate(map(as_csv, tables(soup)), 1)}
-    pictures = [str(image["src"]) for image in soup.find_all("img", src=True) if _made_by_a_cell(image)]
     article = soup.find("section") or soup
     title = article.find("h1") if isinstance(article, Tag) else None
     if title:
         title.insert_after(BeautifulSoup(road_map(book, page), "html.parser"))
-    article.append(BeautifulSoup(downloads(page, list(files), pictures), "html.parser"))
+    article.append(BeautifulSoup(downloads(page, list(files), pictures(soup)), "html.parser"))
     return Finished(str(soup), files)
 
 
@@ -83,6 +84,25 @@ def tables(soup: BeautifulSoup) -> list[Tag]:
     return [table for table in soup.find_all("table", class_="kdc-table") if _made_by_a_cell(table)]
 
 
+def number_tables(soup: BeautifulSoup) -> None:
+    """Put its number in a chapter, by which its download is called, before the caption of each table of a cell."""
+    for number, table in enumerate(tables(soup), 1):
+        if caption := table.find("caption"):
+            caption.insert(0, BeautifulSoup(f'<span class="caption-number">Table {number}. </span>', "html.parser"))
+
+
+def pictures(soup: BeautifulSoup) -> dict[str, str]:
+    """Map what a chapter's cells drew, by its number on the page where it has a caption, to its address."""
+    found: dict[str, str] = {}
+    for image in soup.find_all("img", src=True):
+        if _made_by_a_cell(image):
+            figure = image.find_parent("figure")
+            number = figure.select_one(".caption-number") if figure else None
+            said = number.get_text().strip().removeprefix("Fig.").strip() if number else ""
+            found[f"figure {said}" if said else f"picture {len(found) + 1}"] = str(image["src"])
+    return found
+
+
 def _made_by_a_cell(tag: Tag) -> bool:
     return tag.find_parent("div", class_="cell_output") is not None
 
@@ -95,11 +115,11 @@ def as_csv(table: Tag) -> str:
     return text.getvalue()
 
 
-def downloads(page: Page, files: Sequence[str], pictures: Sequence[str]) -> str:
+def downloads(page: Page, files: Sequence[str], drawn: Mapping[str, str]) -> str:
     """Write the line that ends a chapter: what of it can be taken away."""
     links = [_download(page, f"{DOWNLOADS}/{page.name}.ipynb", "executed notebook")]
     links += [_download(page, path, f"table {number} (CSV)") for number, path in enumerate(files, 1)]
-    links += [f'<a href="{html.escape(src)}" download>figure {number}</a>' for number, src in enumerate(pictures, 1)]
+    links += [f'<a href="{html.escape(src)}" download>{html.escape(name)}</a>' for name, src in drawn.items()]
     return f'<details class="kdc-downloads"><summary>Downloads</summary><p>{" · ".join(links)}</p></details>'
 
 

@@ -99,7 +99,8 @@ def book(tmp_path) -> Book:
     return Book(tmp_path)
 
 
-BODY = """<section><h1>Title</h1><div class="cell_output">{table}<img src="../_images/x.png" alt="A thing"></div>
+BODY = """<section><h1>Title</h1><div class="cell_output">{table}<img src="../_images/x.png" alt="A thing">
+<figure><img src="../_images/y.svg" alt="Another"><span class="caption-number">Fig. 35 </span></figure></div>
 <div class="highlight"><pre>code</pre></div></section>"""
 
 
@@ -112,7 +113,9 @@ def test_a_chapter_gets_its_map_and_its_downloads(book):
     assert [a["href"] for a in soup.select(".kdc-road a")] == ["01-a.html", "03-c.html"]
     assert finished.files == {"downloads/b-table-1.csv": 'model,share\n"a, student","0.50 [0.40, 0.60]"\n'}
     links = {a.get_text(): a["href"] for a in soup.select(".kdc-downloads a")}
-    assert links["executed notebook"] == "../downloads/b.ipynb" and links["figure 1"] == "../_images/x.png"
+    assert links["executed notebook"] == "../downloads/b.ipynb" and links["picture 1"] == "../_images/x.png"
+    assert links["figure 35"] == "../_images/y.svg"  # as its caption has it
+    assert soup.find("caption").get_text() == "Table 1. Models"
     assert links["table 1 (CSV)"] == "../downloads/b-table-1.csv"
 
 
