@@ -107,7 +107,7 @@ def _fill_in(book: Book, faults: list[str]) -> None:
     """Stage what a draft lacks: the committed chapters, and a banner that names the faults."""
     for chapter in book.chapters():
         copy = book.staged / chapter.path
-        if not copy.exists():
+        if not copy.exists() or "kdcdiff" not in notebooks.read(copy).metadata:  # an earlier draft's
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(book.root / chapter.path, copy)
     settings = yaml.safe_load((book.root / "_config.yml").read_text())

@@ -125,6 +125,10 @@ def test_a_draft_takes_what_there_is_and_says_so_on_every_page(small_book):
     assert options["announcement"] == "Draft, not the book: a was never &lt;run&gt;, and 1 more"
     assert all((book.staged / chapter.path).exists() for chapter in book.chapters())
     assert render.faults_of(book), "what was filled in is not taken for a chapter that ran"
+    source = book.root / book.chapters()[0].path
+    source.write_text(source.read_text() + "\n")
+    render._fill_in(book, ["a was never run"])
+    assert (book.staged / book.chapters()[0].path).read_text() == source.read_text(), "the next draft takes it anew"
     copy_pages(book)
     assert (book.staged / "_config.yml").read_text() == (book.root / "_config.yml").read_text(), (
         "the book has no banner"
