@@ -17,6 +17,7 @@ import nbformat
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 from sphinx.util.math import get_node_equation_number
@@ -41,7 +42,18 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-skip-member", _skip_alias)
     app.connect("autodoc-process-signature", _read_signature)
     app.connect("autodoc-process-docstring", _read_docstring)
+    app.connect("config-inited", _read_in_parallel)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _read_in_parallel(app: Sphinx, config: Config) -> None:
+    """Let pages be read side by side: two extensions of Jupyter Book's do not say whether they mind.
+
+    One numbers sections, once all are read, in the process that has them all; one concerns LaTeX alone.
+    """
+    for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+        if name in app.extensions:
+            app.extensions[name].parallel_read_safe = True
 
 
 def book_of(app: Sphinx) -> Book:
