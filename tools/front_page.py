@@ -43,18 +43,11 @@ def figures(root: Path) -> dict[str, Any]:
     import nbformat
 
     from kdcdiff.book import marks
-    from kdcdiff.metrics.estimate import Estimate
 
     glued: dict[str, Any] = {}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         glued |= marks.glued(nbformat.read(path, as_version=4))
-    found: dict[str, Any] = {}
-    for name, text in glued.items():
-        if {f"{name}.low", f"{name}.high"} <= glued.keys():
-            found[name] = Estimate(float(text), float(glued[f"{name}.low"]), float(glued[f"{name}.high"]))
-        else:
-            found[name] = text
-    return found
+    return marks.estimates(glued)
 
 
 def findings(values: Mapping[str, Any]) -> str:

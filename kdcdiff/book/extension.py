@@ -1,8 +1,9 @@
 """What this book teaches Sphinx, loaded by `_config.yml`.
 
 Formulas become MathML, which browsers draw by themselves: no page loads a script for them. The role
-{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter. Prose says where there is no
-interval. Docstrings, which are plain text with Markdown's code marks, are read as what they mean.
+{result}`name:.2f` writes a recorded figure with its interval, linked to its chapter; in a draft, one of the committed
+outputs where there was no run. Prose says where there is no interval. Docstrings, which are plain text with Markdown's
+code marks, are read as what they mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
 from kdcdiff.book import answer
-from kdcdiff.book.marks import glued
+from kdcdiff.book.marks import figures_on_record, glued
 from kdcdiff.book.pages import DOWNLOADS, finish, write_files
 from kdcdiff.book.results import Results
 from kdcdiff.book.toc import Book, Page
@@ -132,7 +133,7 @@ class ResultRole(SphinxRole):
         name, _, form = self.text.partition(":")
         book = Book(Path(self.env.srcdir).parent.parent)
         self.env.note_dependency(str(book.results))
-        result = Results.load(book.results).get(name)
+        result = Results.load(book.results).get(name) or figures_on_record(book).get(name)
         if result is None:
             return [nodes.inline(self.rawtext, "(not measured in this run)")], []  # another variant, say
         low, high = result.interval or (result.value, result.value)

@@ -5,7 +5,9 @@ So that no figure on a page is written by hand, each mark is filled when the boo
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import html
 import json
 import os
@@ -20,11 +22,12 @@ from nbformat import NotebookNode
 
 from kdcdiff.book import notebook as notebooks
 from kdcdiff.book.costs import chapter_costs, chapter_table, stage_costs, stage_table
+from kdcdiff.book.results import Result
 from kdcdiff.book.tables import Table, table
 from kdcdiff.book.toc import Book
 from kdcdiff.claims.model import VERDICTS
 from kdcdiff.claims.page import COLOURS, GREY
-from kdcdiff.metrics.estimate import Estimate
+from kdcdiff.metrics.estimate import Estimate, as_estimate
 from kdcdiff.provenance import libraries
 
 DRAWN = ("drawing", "flora", "garden", "styles", "subjects")  # modules of `data`, on a page of their own
@@ -77,6 +80,31 @@ def glued(notebook: NotebookNode) -> dict[str, str]:
         for output in cell.get("outputs", [])
         if "scrapbook" in output.get("metadata", {})
     }
+
+
+def estimates(said: Mapping[str, str]) -> dict[str, Any]:
+    """Put together what was glued: name -> an `Estimate` where its bounds were glued too, else the text."""
+    return {
+        name: Estimate(float(text), float(said[f"{name}.low"]), float(said[f"{name}.high"]))
+        if {f"{name}.low", f"{name}.high"} <= said.keys()
+        else text
+        for name, text in said.items()
+    }
+
+
+@functools.cache
+def figures_on_record(book: Book) -> dict[str, Result]:
+    """Read what the chapters that a draft took as they are committed have glued; read once in a process."""
+    found: dict[str, Result] = {}
+    for chapter in book.chapters():
+        copy = book.staged / chapter.path
+        if copy.exists() and notebooks.is_committed(notebook := notebooks.read(copy)):
+            for name, value in estimates(glued(notebook)).items():
+                with contextlib.suppress(ValueError):  # a word is no figure
+                    e = as_estimate(value if isinstance(value, Estimate) else float(value))
+                    known = e.interval if e.is_known and not e.is_exact else None
+                    found[name] = Result(name, e.value, e.unit, known, chapter=chapter.name)
+    return found
 
 
 def tally(values: Mapping[str, Any]) -> dict[str, int]:

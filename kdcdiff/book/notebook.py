@@ -59,6 +59,11 @@ def read(path: Path) -> NotebookNode:
         raise UserError(f"{path.name}: not a notebook that can be read ({str(error)[:200]})") from None
 
 
+def is_committed(notebook: NotebookNode) -> bool:
+    """Tell a chapter as it is committed, with the outputs on record, from a copy that was executed here."""
+    return not {"papermill", "kdcdiff"} & notebook.metadata.keys()
+
+
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     """List the code cells that hold code."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]

@@ -59,9 +59,9 @@ class BuildFailed(Exception):
 def build(root: str | Path = ".", *, draft: bool = False, builder: str = "html") -> Path:
     """Render the staged book into the folder returned. UserError: a chapter that may not be published.
 
-    A `draft` goes to `_build/draft`, renders what there is (the committed outputs where a chapter was not run), and
-    says on every page why it is not the book. `builder` is one of `BUILDERS`; what is not pages goes to a folder of its
-    name: all of it on one page, to be printed, or what became of every link.
+    A `draft` goes to `_build/draft`, renders what there is (where a chapter was not run, the committed outputs and
+    their figures), and says on every page why it is not the book. `builder` is one of `BUILDERS`; what is not pages
+    goes to a folder of its name: all of it on one page, to be printed, or what became of every link.
     """
     book = Book(Path(root).resolve())
     faults = faults_of(book)
@@ -112,13 +112,16 @@ def _fill_in(book: Book, faults: list[str]) -> None:
     """Stage what a draft lacks: the committed chapters, and a banner that names the faults."""
     for chapter in book.chapters():
         copy = book.staged / chapter.path
-        if not copy.exists() or "kdcdiff" not in notebooks.read(copy).metadata:  # an earlier draft's
+        if not copy.exists() or notebooks.is_committed(notebooks.read(copy)):  # an earlier draft's
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(book.root / chapter.path, copy)
     settings = yaml.safe_load((book.root / "_config.yml").read_text())
     more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
     why = html.escape(f"{faults[0]}{more}" if faults else "rendered with --draft")
-    settings["sphinx"]["config"]["html_theme_options"]["announcement"] = f"Draft, not the book: {why}"
+    said = f"Draft, not the book: {why}"
+    if all(notebooks.is_committed(notebooks.read(book.staged / chapter.path)) for chapter in book.chapters()):
+        said = "The outputs on record; no chapter was run here"
+    settings["sphinx"]["config"]["html_theme_options"]["announcement"] = said
     (book.staged / "_config.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -155,7 +158,9 @@ def faults_of(book: Book) -> list[str]:
         notebook = notebooks.read(copy)
         made = notebook.metadata.get("kdcdiff", {})
         flaws = notebooks.flaws(notebook)
-        if flaws:
+        if notebooks.is_committed(notebook):
+            faults.append(f"{chapter.name} was never run")
+        elif flaws:
             faults.append(f"{chapter.name}: {flaws[0]}")
         elif made.get("status") != "completed":
             faults.append(f"{chapter.name} did not run to its end")

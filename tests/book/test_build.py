@@ -119,10 +119,19 @@ def test_what_is_not_sound_is_not_published(small_book, capsys):
 
 def test_a_draft_takes_what_there_is_and_says_so_on_every_page(small_book):
     book = Book(small_book(CHAPTERS, light=True))
-    copy_pages(book)
-    render._fill_in(book, ["a was never <run>", "b was never run"])
-    options = yaml.safe_load((book.staged / "_config.yml").read_text())["sphinx"]["config"]["html_theme_options"]
-    assert options["announcement"] == "Draft, not the book: a was never &lt;run&gt;, and 1 more"
+
+    def banner() -> str:
+        copy_pages(book)
+        render._fill_in(book, ["a was never <run>", "b was never run"])
+        settings = yaml.safe_load((book.staged / "_config.yml").read_text())
+        return settings["sphinx"]["config"]["html_theme_options"]["announcement"]
+
+    assert banner() == "The outputs on record; no chapter was run here"
+    copy = book.staged / book.chapters()[1].path
+    executed = notebooks.read(copy)
+    executed.metadata["papermill"] = {}
+    nbformat.write(executed, copy)
+    assert banner() == "Draft, not the book: a was never &lt;run&gt;, and 1 more"
     assert all((book.staged / chapter.path).exists() for chapter in book.chapters())
     assert render.faults_of(book), "what was filled in is not taken for a chapter that ran"
     source = book.root / book.chapters()[0].path

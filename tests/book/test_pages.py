@@ -99,6 +99,23 @@ def book(tmp_path) -> Book:
     return Book(tmp_path)
 
 
+@pytest.mark.parametrize("executed", [{}, {"papermill": {}}])
+def test_a_draft_has_the_figures_of_chapters_as_they_are_committed(book, executed):
+    def said(name: str, text: str) -> nbformat.NotebookNode:
+        return nbformat.v4.new_output("display_data", {"x/text/plain": text}, metadata={"scrapbook": {"name": name}})
+
+    outputs = [said("share", "0.5"), said("share.low", "0.4"), said("share.high", "0.6"), said("count", "7"),
+               said("open", "1"), said("open.low", "-inf"), said("open.high", "inf"), said("word", "Yes")]  # fmt: skip
+    cell = nbformat.v4.new_code_cell("", outputs=outputs)
+    copy = book.staged / book.chapters()[0].path
+    copy.parent.mkdir(parents=True)
+    copy.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata=executed)))
+    found = {name: (one.value, one.interval, one.chapter) for name, one in marks.figures_on_record(book).items()}
+    own = {name: found[name] for name in ("share", "count", "open") if name in found}
+    wanted = {"share": (0.5, (0.4, 0.6), "a"), "count": (7, None, "a"), "open": (1, None, "a")}
+    assert own == ({} if executed else wanted) and "word" not in found
+
+
 BODY = """<section><h1>Title</h1><div class="cell_output">{table}<img src="../_images/x.png" alt="A thing">
 <figure><img src="../_images/y.svg" alt="Another"><span class="caption-number">Fig. 35 </span></figure></div>
 <div class="highlight"><pre>code</pre></div></section>"""
