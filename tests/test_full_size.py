@@ -1,11 +1,13 @@
-"""The benchmark of the whole road at full size, gone with a pipeline of tiny widths; and its table on the page."""
+"""Benchmarks: the whole road at full size, gone with a pipeline of tiny widths, its table; and BK-SDM's script."""
 
 import json
 import sys
 
 import pytest
+import torch
 
 from kdcdiff import cli
+from kdcdiff.models import surgery
 
 from .imports import REPO
 
@@ -16,7 +18,7 @@ def full_size(monkeypatch):
     import full_size
 
     yield full_size
-    for name in ("full_size", "distill"):
+    for name in ("full_size", "distill", "bk_sdm_script"):
         sys.modules.pop(name, None)
 
 
@@ -58,3 +60,22 @@ def test_the_page_has_the_table_that_is_on_record(full_size):
     recorded = json.loads(full_size.RECORD.read_text())
     assert full_size.markdown(recorded) in (REPO / "book" / "scaling.md").read_text()
     assert recorded["provenance"]["commit"] and recorded["provenance"]["libraries"]["torch"]
+
+
+def test_both_trainings_of_the_comparison_teach_the_student(full_size, tmp_path):
+    """The reference's log has the sum and its three terms; ours has the same terms, of other batches."""
+    import bk_sdm_script as whole
+
+    logs = {}
+    for place, loop in enumerate(("BK-SDM's script", "ours, BK-SDM's loss")):
+        setup = whole.Setup("small", torch.float32, 2, 64)
+        setup.student = surgery.shrink(setup.teacher, whole.VARIANT).requires_grad_(True).train()
+        before = setup.student.conv_in.weight.detach().clone()
+        (folder := tmp_path / str(place)).mkdir()
+        whole.LOOPS[loop](setup, folder)(2)
+        assert not torch.equal(setup.student.conv_in.weight, before)
+        logs[loop] = folder
+    rows = [[float(cell) for cell in line.split(",")] for line in (tmp_path / "0" / "log.csv").read_text().split()]
+    assert [row[0] for row in rows] == [0, 1] and all(row[1] == pytest.approx(sum(row[2:])) for row in rows)
+    last = json.loads((tmp_path / "1" / "steps-2" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(last["mse"] + last["output"] + last["feature"], rel=1e-4)
