@@ -32,7 +32,7 @@ WHAT = {"html": "book", "singlehtml": "book on one page", "linkcheck": "list of 
 # rendered side by side: Jupyter Book's function can, its command has no option that says so.
 _JUPYTER_BOOK = (
     "import functools, gc, os; gc.set_threshold(200_000, 50, 100); from jupyter_book import sphinx; "
-    "sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs=os.cpu_count()); "
+    "sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs=len(os.sched_getaffinity(0))); "
     "from jupyter_book.cli.main import main; main()"
 )
 _TAG = re.compile(r"<(script|link|img|iframe|source)\b[^>]*>(\s*</script>)?", re.IGNORECASE)
