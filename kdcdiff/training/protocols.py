@@ -82,7 +82,6 @@ RECIPES = {
         perceptual_net_steps=0,
         autoencoder_steps=2500,
         decoder_steps=600,
-        unet_steps=10_000,
         unet_batch=16,
         even_timesteps=True,
         pass_on=True,
