@@ -45,11 +45,12 @@ def browser() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=path, args=switches, chromium_sandbox=False)
 
 
-def test_the_front_leads_to_the_landing_page(browser):
+def test_the_front_leads_to_the_landing_page_with_one_field_to_search_in(browser):
     assert (HTML / FRONT).is_file(), f"no book in {HTML}; make book renders it"
     page = browser.new_page()
     page.goto((HTML / FRONT).as_uri())
     page.wait_for_url("**/book/intro.html")
+    assert page.locator(".search-button-field:visible").count() == 1
     page.close()
 
 
