@@ -4,9 +4,10 @@
     python benchmarks/bk_sdm_script.py --size sd      # SD-1.5's sizes with seeded random weights at 512x512, batch 1
 
 The reference follows `src/kd_train_text_to_image.py` of https://github.com/Nota-NetsPresso/BK-SDM with the settings of
-its `scripts/kd_train.sh`: PNG files through torchvision's transforms in a DataLoader, captions to ids, both encoders in
-every step, gradient checkpointing, AdamW, an average of the weights, each loss read for the log. Left out is what would
-make it slower and says nothing of the loop: validation pictures, checkpoints. `distill.py` compares single steps.
+its `scripts/kd_train.sh`: PNG files through torchvision's transforms in a DataLoader, both encoders in every step,
+gradient checkpointing, AdamW, an average of the weights, each loss read twice a step, for the log and for the bar.
+Unlike theirs it computes in float32, as a CPU does, and accumulates nothing. Left out is what would make it slower and
+says nothing of the loop: tokenizing, validation pictures, checkpoints. `distill.py` compares single steps.
 
 Each training is a process of its own, in turns, so that a slow moment hits all; the first step of each is not counted.
 """
@@ -94,7 +95,8 @@ def reference(s: Setup, folder: Path, checkpointing: bool) -> Callable[[int], No
                 noisy = s.scheduler.add_noise(latents, noise, t)
                 prompts = s.text(batch["input_ids"])[0]
                 made = student(noisy, t, prompts).sample
-                task = F.mse_loss(made.float(), noise.float())
+                target = s.scheduler.get_velocity(latents, noise, t)  # this scheduler's prediction is v
+                task = F.mse_loss(made.float(), target.float())
                 output = F.mse_loss(made.float(), s.teacher(noisy, t, prompts).sample.float())
                 pairs = [(outputs["student", stage], outputs["teacher", stage]) for stage in STAGES]
                 apart = [F.mse_loss(mine.float(), theirs.detach().float()) for mine, theirs in pairs]
@@ -137,11 +139,17 @@ LOOPS: dict[str, Callable[[Setup, Path], Callable[[int], None]]] = {
 }
 
 
+def prepared(size: str, batch: int, side: int) -> Setup:
+    """Make the models and inputs of `distill.py`, with BK-SDM's student."""
+    setup = Setup(size, torch.float32, batch, side)
+    setup.student = surgery.shrink(setup.teacher, VARIANT).requires_grad_(True).train()
+    return setup
+
+
 def seconds_a_step(size: str, loop: str) -> float:
     """Train in this process: one step to warm up, then those that are counted."""
     side, batch, steps = SIZES[size]
-    setup = Setup(size, torch.float32, batch, side)
-    setup.student = surgery.shrink(setup.teacher, VARIANT).requires_grad_(True).train()
+    setup = prepared(size, batch, side)
     if loop.startswith("ours"):
         del setup.vae, setup.text
     with tempfile.TemporaryDirectory() as folder:

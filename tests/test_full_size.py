@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from kdcdiff import cli
-from kdcdiff.models import surgery
 
 from .imports import REPO
 
@@ -66,15 +65,12 @@ def test_both_trainings_of_the_comparison_teach_the_student(full_size, tmp_path)
     """The reference's log has the sum and its three terms; ours has the same terms, of other batches."""
     import bk_sdm_script as whole
 
-    logs = {}
     for place, loop in enumerate(("BK-SDM's script", "ours, BK-SDM's loss")):
-        setup = whole.Setup("small", torch.float32, 2, 64)
-        setup.student = surgery.shrink(setup.teacher, whole.VARIANT).requires_grad_(True).train()
+        setup = whole.prepared("small", 2, 64)
         before = setup.student.conv_in.weight.detach().clone()
         (folder := tmp_path / str(place)).mkdir()
         whole.LOOPS[loop](setup, folder)(2)
         assert not torch.equal(setup.student.conv_in.weight, before)
-        logs[loop] = folder
     rows = [[float(cell) for cell in line.split(",")] for line in (tmp_path / "0" / "log.csv").read_text().split()]
     assert [row[0] for row in rows] == [0, 1] and all(row[1] == pytest.approx(sum(row[2:])) for row in rows)
     last = json.loads((tmp_path / "1" / "steps-2" / "log.jsonl").read_text().splitlines()[-1])
