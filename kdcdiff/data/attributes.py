@@ -80,6 +80,11 @@ def shown(picture: Picture) -> dict[str, str]:
     }
 
 
+def look(picture: Picture) -> dict[str, str]:
+    """Return what is the subject's own of what a picture shows: not where it stands, nor beside whom."""
+    return {name: value for name, value in shown(picture).items() if name not in ("background", "arrangement")}
+
+
 def targets(pictures: Sequence[Picture], attributes: Mapping[str, Sequence[str]]) -> Tensor:
     """Number what the pictures show: (N, attributes) int64, into the values of each."""
     return torch.tensor([[values.index(shown(p)[name]) for name, values in attributes.items()] for p in pictures])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from kdcdiff.data import flora, garden
+from kdcdiff.data.attributes import look
 from kdcdiff.data.drawing import SIDE
 from kdcdiff.data.image_folder import TEXT, ImageFolder, image_files, metadata_rows, table_of
 from kdcdiff.data.image_set import ImageSet, caption_of
@@ -241,6 +243,18 @@ class Source:
         if self.root is None:
             return image_set(DRAW[self.name](split, classes, per_class, self.seed, size), classes)
         return load_folder(self.root, split, classes, per_class, size)
+
+    def subject(self, name: str, count: int, size: int) -> torch.Tensor:
+        """Get `count` pictures of one subject of class `name`, (count, 3, size, size) uint8: a folder's first ones.
+
+        Drawn ones have the look of the first, on any background.
+        """
+        if self.root is not None:
+            return self.load("train", (name,), count, size).images
+        drawn = (DRAWN[self.name].draw(name, FIRST["train"] + i, self.seed, size) for i in itertools.count())
+        first = next(drawn)
+        alike = (picture for picture in drawn if look(picture) == look(first))
+        return image_set([first, *itertools.islice(alike, count - 1)], (name,)).images
 
     def checksum(self) -> str:
         """Name the files of a folder, wherever it lies, or what is drawn first; what a stage takes from outside.

@@ -24,7 +24,16 @@ from kdcdiff.claims import judging
 from kdcdiff.data.names import checked_dataset
 from kdcdiff.data.sources import DOWNLOADS, Source
 from kdcdiff.errors import UserError
-from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_models, paper_tables, stages
+from kdcdiff.experiments import (
+    ablation,
+    behaviour,
+    continual,
+    first_steps,
+    head_to_head,
+    paper_models,
+    paper_tables,
+    stages,
+)
 from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
 from kdcdiff.models import surgery, unet_files
@@ -200,6 +209,9 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     for capacity in p.capacities:
         yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)
     yield partial(continual.class_by_class, run, "latent-replay", codec="uint8")
+    for who in behaviour.EVERYONE:
+        for seed in behaviour.seeds(run):
+            yield from (partial(stage, run, who, seed) for stage in (behaviour.guided_artifact, behaviour.personalized))
     for row in paper_tables.rows(run):
         for k in range(p.table_seeds):
             yield partial(paper_tables.drawn, run, row, run.seed + k)
@@ -254,14 +266,7 @@ class Plan:
         teacher = self.profile.teacher or shipped_for(self.dataset)
         told.append(f"teacher {teacher}: {net.name}, {net.resolution} pixels, {net.parameters:,} parameters")
         told += ["", "fetched:", *(f"  {line}" for line in self.fetched or ("nothing",)), "", "stages:"]
-        head = (
-            "stage",
-            "artifacts",
-            "GiB on disk, at most",
-            "GiB of arrays and weights",
-            "hours of distillation",
-            "drawn",
-        )
+        head = ("stage", "artifacts", "GiB on disk, at most", "GiB of memory", "hours of distillation", "drawn")
         rows = [head, *(self._row(line, rate) for line in self.lines)]
         disk = sum(line.disk for line in self.lines)
         rows.append(("all", str(sum(line.artifacts for line in self.lines)), f"{disk / GIB:,.1f}", "", "", ""))
@@ -318,6 +323,7 @@ TRAINED: dict[str, Callable[[Mapping[str, Any]], str]] = {  # stage -> the varia
     "recipe": lambda s: str(s["network"]),
     "class-by-class": lambda s: str(s["variant"]),
     "class-by-class-taught": lambda s: str(s["variant"]),
+    "personalized": lambda s: "" if s["who"] == behaviour.TEACHER else behaviour.MODELS[s["who"]].network,
     "pairs": lambda s: "",
     "stand-in": lambda s: "",
     "teacher": lambda s: "",
@@ -348,6 +354,12 @@ def _weigh(line: Line, one: Asked, key: str, counts: dict[str, int], net: Networ
     elif one.stage == "first-steps":
         drawn = (int(s["steps"]) // int(s["every"]) + 3) * classes  # and at first, in the end, and by the teacher
         kept = drawn * picture
+    elif one.stage == "guided":
+        drawn *= len(s["scales"])
+        kept = drawn * picture
+    elif one.stage == "personalized":
+        kept = (int(s["pictures"]) + int(s["count"]) * len(behaviour.SCENES)) * picture
+        drawn = 2 * int(s["count"]) * len(behaviour.SCENES) + int(s["prior"])  # before and after, and of its class
     elif one.stage in ("ablation", "recipe"):
         drawn = int(s["images"]) * classes * students
     else:

@@ -89,6 +89,15 @@ class Profile:
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
 
+    # how students behave; as many seeds as in the contest
+    guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's
+    guided_images: int = _size(4, 2)  # per class, model and scale
+    subject_steps: int = _size(300, 1)  # of each model with each subject
+    subject_batch: int = _size(4, 1)  # pictures of the subject in a step, and as many of its class
+    subject_rate: float = _size(5e-4, 1e-8, 1e-1)  # learning rate
+    subject_prior: int = _size(40, 1)  # pictures of the subject's class, drawn before
+    subject_images: int = _size(3, 1)  # drawn of the subject in each scene
+
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
     continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
@@ -143,6 +152,12 @@ PROFILES = {
         temperatures=(1.0, 4.0),
         contest_networks=1,
         contest_seeds=2,
+        guidances=(2.0, 9.5),
+        guided_images=2,
+        subject_steps=2,
+        subject_batch=2,
+        subject_prior=2,
+        subject_images=1,
         continual_classes=2,
         continual_steps=3,
         continual_batch=4,
@@ -171,6 +186,10 @@ PROFILES = {
         grid_steps=20,
         contest_networks=1,
         contest_seeds=2,
+        guidances=(2.0, 4.5, 9.5),
+        guided_images=2,
+        subject_steps=100,
+        subject_images=2,
         continual_classes=3,
         continual_seeds=2,
         continual_steps=30,
@@ -203,6 +222,12 @@ PROFILES = {
         ablation_batch=64,
         ablation_images=100,
         grid_steps=2_000,
+        guided_images=50,
+        subject_steps=800,
+        subject_batch=1,
+        subject_rate=1e-6,
+        subject_prior=200,
+        subject_images=4,
         continual_classes=100,
         continual_steps=2_000,
         continual_batch=64,
@@ -245,6 +270,10 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
     "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
     "contest_networks": "ours: those of both papers", "contest_seeds": _OURS,
+    "guidances": "BK-SDM, section 5.1.3 and Figure 7", "guided_images": "ours: BK-SDM draws 5,000 in all",
+    "subject_steps": _BK_SETUP + ": 800", "subject_rate": _BK_SETUP + ": 1e-6",
+    "subject_batch": "ours: BK-SDM prints none", "subject_prior": "ours: BK-SDM prints none",
+    "subject_images": "BK-SDM, section 4.2: four for each subject and prompt",
     "continual_classes": "KDC-Diff, section 3: 102 and 100 classes",
     "continual_seeds": _OURS,
     "continual_steps": _NONE, "continual_batch": "ours: KDC-Diff trains at batch 1",

@@ -210,7 +210,9 @@ def kdc_loss(run: Run) -> KDCLoss:
     return KDCLoss(alpha=p.alpha, beta=p.beta, gamma=p.gamma, temperature=p.temperature)
 
 
-def student_artifact(run: Run, name: str, objective: DistillationLoss | None = None) -> Artifact:
+def student_artifact(
+    run: Run, name: str, objective: DistillationLoss | None = None, seed: int | None = None
+) -> Artifact:
     """The stage behind `student`: its ``unet`` and ``log.jsonl``. The profile's own variant trains for longer."""
     profile = run.profile
 
@@ -230,7 +232,7 @@ def student_artifact(run: Run, name: str, objective: DistillationLoss | None = N
         "name": name,
         "classes": run.source.base,
         "objective": objective or kdc_loss(run),
-        "seed": run.seed,
+        "seed": run.seed if seed is None else seed,
         "steps": profile.distill_steps if name == profile.variant else profile.comparison_steps,
         "batch": profile.distill_batch,
         "lr": profile.learning_rate,
@@ -238,9 +240,11 @@ def student_artifact(run: Run, name: str, objective: DistillationLoss | None = N
     return run.store.get("student", make, settings=settings, inputs=made(latents=latents_artifact(run)))
 
 
-def student(run: Run, name: str, objective: DistillationLoss | None = None) -> StableDiffusionPipeline:
-    """The teacher's pipeline with a distilled student's U-Net in it; the objective is equation (6) unless given."""
-    pipeline, folder = teacher(run), student_artifact(run, name, objective) / "unet"
+def student(
+    run: Run, name: str, objective: DistillationLoss | None = None, seed: int | None = None
+) -> StableDiffusionPipeline:
+    """The teacher's pipeline with a distilled student's U-Net in it; equation (6) and the run's seed unless given."""
+    pipeline, folder = teacher(run), student_artifact(run, name, objective, seed) / "unet"
     pipeline.unet = run.place(UNet2DConditionModel.from_pretrained(folder, use_safetensors=True))
     return pipeline
 

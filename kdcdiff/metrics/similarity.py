@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional import cosine_similarity
@@ -44,10 +45,11 @@ def clip_score(images: Images, prompts: Sequence[str], clip: Clip, *, scale: str
 
 
 # --- LPIPS -------------------------------------------------------------------------------------------------
-# What "LPIPS" of a generated set against a real set means, KDC-Diff does not say. Four readings:
+# What "LPIPS" of a generated set against a real set means, KDC-Diff does not say. Five readings:
 #   paired     image i against its own original: text-to-image has none; right for reconstructions
 #   cross      random pairs of a generated and a real image: chosen for tables, beside the same of real images
 #   diversity  random pairs within a set: a collapsed model scores low; of real images it is cross's baseline
+#   within     pairs of one prompt: what noise alone changes
 #   nearest    each generated image against the closest training image: near zero is memorisation
 
 
@@ -84,6 +86,17 @@ def lpips_diversity(images: Tensor, network: Perceptual, *, pairs: int = 500) ->
     i = torch.randint(len(images), (pairs,), generator=generator)
     j = (i + torch.randint(1, len(images), (pairs,), generator=generator)) % len(images)
     return _mean_distance(network, images[i], images[j], "diversity")
+
+
+def lpips_within(images: Tensor, prompts: Sequence[str], network: Perceptual) -> Estimate:
+    """Measure the mean distance of two images of one prompt, over all such pairs: what a prompt leaves open.
+
+    UserError: no prompt with two images.
+    """
+    told = np.array(prompts)
+    i, j = np.nonzero(np.triu(told[:, None] == told[None, :], 1))
+    check(len(i) > 0, "prompts", len(told), "must have one that two images are of")
+    return _mean_distance(network, images[i], images[j], "within")
 
 
 def lpips_nearest(

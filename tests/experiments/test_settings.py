@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, continual, first_steps, head_to_head, paper_tables, plan, stages
+from kdcdiff.experiments import ablation, behaviour, continual, first_steps, head_to_head, paper_tables, plan, stages
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
@@ -18,7 +18,7 @@ from kdcdiff.training.losses import KDCLoss
 
 ROOMS = sorted(Path(experiments.__path__[0]).glob("*.py"))
 READERS = {  # what a stage's work may hand the run to: they read other stages, which are among its inputs
-    "teacher", "student", "classifier", "clip", "latents", "images", "role", "stages",
+    "teacher", "student", "model", "classifier", "clip", "latents", "images", "role", "stages",
 }  # fmt: skip
 
 
@@ -59,6 +59,8 @@ def asked(request, tmp_path_factory):
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
         lambda: head_to_head.student(run, head_to_head.TABLE_4["N4"], 0),
+        lambda: behaviour.guided_artifact(run, "base", 0),
+        lambda: behaviour.personalized(run, "small", 0),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
     ]
     for ask in asks:
@@ -87,6 +89,7 @@ def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
         "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
+        "guided", "personalized",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
