@@ -177,16 +177,16 @@ def _word(dataset: str) -> str:
     return dataset if dataset in DATASETS else re.sub(r"[^\w .,-]", "_", Path(dataset).name)
 
 
-def save_outputs(book: Book) -> None:
-    """Bring the staged outputs back into `notebooks/`, cell by cell, so that they can be committed.
+def save_outputs(book: Book, only: list[str] | None = None) -> None:
+    """Bring the staged outputs of chapters (None: of all) back into `notebooks/`, so that they can be committed.
 
     Injected cells and cost boxes stay out. The book is rendered from the executed copies, so here a figure full of
     pictures is kept as JPEG. UserError: a chapter that was not run from today's source.
     """
-    for chapter in book.chapters():
+    for chapter in book.chosen(only):
         if not is_current(book, chapter):
             raise UserError(f"{chapter.name}: its executed copy is not up to date; `kdcdiff run` first")
-    for chapter in book.chapters():
+    for chapter in book.chosen(only):
         source = notebooks.read(book.root / chapter.path)
         copied = notebooks.read(book.staged / chapter.path).cells
         executed = [cell for cell in copied if "injected-parameters" not in notebooks.tags(cell)]

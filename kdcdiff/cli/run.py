@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-p", dest="own", nargs=2, action="append", metavar=("NAME", "VALUE"), default=[], help=own)
     add("--timeout", type=arguments.positive, help="seconds that one cell may take (default: four hours)")
     add("--force", action="store_true", help="run chapters that are up to date as well")
-    add("--save-outputs", action="store_true", help="write the outputs back into the notebooks, to be committed")
+    add("--save-outputs", action="store_true", help="write the outputs back into the notebooks that were run")
     queue = "file that says where independent stages run, such as book/executors/slurm.yaml (default: this machine)"
     add("--executor", type=Path, metavar="FILE", help=queue)
     dry = "print what the run would make, fetch, weigh and take, and do nothing"
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"failed: {failure}\nits executed copy is in {book.staged}", file=sys.stderr)
         return 1
     if args.save_outputs:
-        save_outputs(book)
+        save_outputs(book, args.only)
         print("the notebooks now hold these outputs")
     spent = {"chapters": chapter_costs(book), "stages": stage_costs(book)}
     write_atomically(book.build / "costs.json", json.dumps(spent, indent=1) + "\n")

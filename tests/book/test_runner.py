@@ -269,6 +269,16 @@ def test_outputs_go_back_into_the_notebooks(small_book):
     assert runner.run(root) == [], "outputs are no reason to run again"
 
 
+def test_outputs_of_one_chapter_go_back_without_the_others(small_book):
+    root = small_book({"01-a": ["6 * 7"], "02-b": ["6 * 9"]}, light=True)
+    runner.run(root, only=["b"])
+    staging.save_outputs(Book(root), ["b"])
+    a, b = (notebooks.read(root / "notebooks" / f"{name}.ipynb").cells[-1] for name in ("01-a", "02-b"))
+    assert a.outputs == [] and b.outputs[0]["data"]["text/plain"] == "54"
+    with pytest.raises(UserError, match="a: its executed copy is not up to date"):
+        staging.save_outputs(Book(root))
+
+
 def test_pictures_go_back_as_jpeg_and_charts_as_they_are(small_book):
     photo = "plt.imshow(np.random.default_rng(0).random((24, 24, 3)), interpolation='bicubic');"
     root = small_book({"01-a": ["import numpy as np\nimport matplotlib.pyplot as plt", photo, "plt.plot([1, 2]);"]})
