@@ -118,13 +118,10 @@ def _count(pipeline: StableDiffusionPipeline) -> int:
 
 
 def _encoded(pipeline: StableDiffusionPipeline, pictures: Tensor, caption: str) -> LatentSet:
-    import torch
-
-    from kdcdiff.data.image_set import ImageSet
+    from kdcdiff.data.image_set import captioned
     from kdcdiff.data.latents import encode_set
 
-    labels = torch.zeros(len(pictures), dtype=torch.int64)
-    return encode_set(pipeline, ImageSet(pictures, labels, (caption,) * len(pictures), (caption,)))
+    return encode_set(pipeline, captioned(pictures, caption))
 
 
 def _draw(args: argparse.Namespace, pipeline: StableDiffusionPipeline, prompts: list[str], seed: int) -> Tensor:

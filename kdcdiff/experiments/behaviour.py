@@ -18,15 +18,16 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from kdcdiff.data.drawing import BACKGROUNDS, article
-from kdcdiff.data.image_set import ImageSet
-from kdcdiff.data.latents import LatentSet, encode_set
+from kdcdiff.data.image_set import ImageSet, captioned
+from kdcdiff.data.latents import encode_set
 from kdcdiff.experiments import head_to_head, parallel, stages
-from kdcdiff.experiments.head_to_head import Cell
+from kdcdiff.experiments.head_to_head import Cell, seeds
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics import extractors, fid_kid, fidelity, similarity
 from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.sampling import generate as sampling
 from kdcdiff.store import Artifact
+from kdcdiff.training.losses import DistillationLoss
 from kdcdiff.training.personalize import Subject, learn_subject
 
 TEACHER = "teacher"
@@ -41,25 +42,24 @@ PICTURES = 5  # of a subject; DreamBooth's data set has four to six
 SCENES = ("a photo of {}", *(f"a photo of {{}} on a {ground} background" for ground in BACKGROUNDS))
 
 
-def seeds(run: Run) -> list[int]:
-    """List the seeds of the students, and of all that is drawn beside them."""
-    return [run.seed + k for k in range(run.profile.contest_seeds)]
+def _recipe(run: Run, who: str) -> tuple[str, DistillationLoss]:
+    """Return the network and the objective of one of `MODELS`."""
+    cell = MODELS[who]
+    return cell.network, head_to_head.objectives(run)[cell.objective]
 
 
 def model_artifact(run: Run, who: str, seed: int) -> Artifact | None:
     """The stage behind `model`; None: it ships."""
     if who == TEACHER:
         return stages.teacher_artifact(run)
-    cell = MODELS[who]
-    return stages.student_artifact(run, cell.network, head_to_head.objectives(run)[cell.objective], seed)
+    return stages.student_artifact(run, *_recipe(run, who), seed)
 
 
 def model(run: Run, who: str, seed: int) -> StableDiffusionPipeline:
     """Load one of `EVERYONE`: the teacher, or the student of a seed."""
     if who == TEACHER:
         return stages.teacher(run)
-    cell = MODELS[who]
-    return stages.student(run, cell.network, head_to_head.objectives(run)[cell.objective], seed)
+    return stages.student(run, *_recipe(run, who), seed)
 
 
 def pretrained(run: Run) -> None:
@@ -174,20 +174,22 @@ def personalized(run: Run, who: str, seed: int) -> Artifact:
         own = run.source.subject(name, pictures, size)
         test = stages.images(run, "test").of_classes(classes)
         subject = Subject(TOKEN, nearest(own, test, eyes[0]))
+        shown = captioned(own, subject.caption)
         before = _drawn(pipeline, subject, count, seed=seed, **sampler)
         asked = [subject.prior] * prior
-        known = _encoded(pipeline, sampling.generate(pipeline, asked, seed=seed + 1, **sampler), subject.prior)
+        known = captioned(sampling.generate(pipeline, asked, seed=seed + 1, **sampler), subject.prior)
+        latents, prior_latents = (encode_set(pipeline, images) for images in (shown, known))
         began = time.perf_counter()
         learn_subject(
-            pipeline.unet, _encoded(pipeline, own, subject.caption), known, pipeline.scheduler, steps=steps,
-            batch=batch, lr=lr, seed=seed, folder=folder / "checkpoint", describe="",
+            pipeline.unet, latents, prior_latents, pipeline.scheduler, steps=steps, batch=batch, lr=lr, seed=seed,
+            folder=folder / "checkpoint", describe="",
         )  # fmt: skip
         seconds = time.perf_counter() - began
         after = _drawn(pipeline, subject, count, seed=seed, **sampler)
         scores = {when: _scores(drawn, own, *eyes) for when, drawn in (("before", before), ("after", after))}
         words = {"subject": name, "noun": subject.noun, "seconds": seconds, **scores}
         (folder / "words.json").write_text(json.dumps(words))
-        for part, images in (("subject", _named(own, subject.caption)), ("drawn", after)):
+        for part, images in (("subject", shown), ("drawn", after)):
             (folder / part).mkdir()
             images.save(folder / part)
 
@@ -216,18 +218,10 @@ def personalized(run: Run, who: str, seed: int) -> Artifact:
 
 def nearest(pictures: Tensor, known: ImageSet, extractor: Extractor) -> str:
     """Name the class of `known` whose mean features are nearest to those of `pictures` (N, 3, H, W) uint8."""
-    own, seen = extractor(pictures).cpu().mean(0), extractor(known.images).cpu()
+    own, seen = (fid_kid.extract(images, extractor).rows for images in (pictures, known.images))
     labels = known.labels.unique().tolist()
-    away = [float((seen[known.labels == label].mean(0) - own).norm()) for label in labels]
+    away = [float((seen[known.labels == label].mean(0) - own.mean(0)).norm()) for label in labels]
     return known.classes[labels[int(np.argmin(away))]]
-
-
-def _named(images: Tensor, caption: str) -> ImageSet:
-    return ImageSet(images, torch.zeros(len(images), dtype=torch.int64), (caption,) * len(images), (caption,))
-
-
-def _encoded(pipeline: StableDiffusionPipeline, images: Tensor, caption: str) -> LatentSet:
-    return encode_set(pipeline, _named(images, caption))
 
 
 def _drawn(pipeline: StableDiffusionPipeline, subject: Subject, count: int, **sampler: Any) -> ImageSet:

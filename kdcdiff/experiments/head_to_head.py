@@ -109,6 +109,11 @@ def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) 
     return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS)))
 
 
+def seeds(run: Run) -> list[int]:
+    """List the seeds of the students that the run's profile asks for."""
+    return [run.seed + k for k in range(run.profile.contest_seeds)]
+
+
 # --- one student ---------------------------------------------------------------------------------------------
 
 
@@ -239,11 +244,10 @@ def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float
 def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
     """Train and measure every cell at the profile's seeds, side by side."""
     own = {cell.name: cell for cell in cells}
-    seeds = [run.seed + k for k in range(run.profile.contest_seeds)]
-    calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds for cell in own.values()]
+    calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds(run) for cell in own.values()]
     parallel.run_stages(student, run, calls, f"{len(calls)} students")
     found = {
-        name: [load_file(student(run, cell, seed) / "scores.safetensors") for seed in seeds]
+        name: [load_file(student(run, cell, seed) / "scores.safetensors") for seed in seeds(run)]
         for name, cell in own.items()
     }
     scores = np.array([[one["scores"] for one in by_seed] for by_seed in found.values()])  # (cells, seeds, measures)

@@ -195,8 +195,8 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
     for cell in head_to_head.cells(head_to_head.networks(run)):
-        for k in range(p.contest_seeds):
-            yield partial(head_to_head.student, run, cell, run.seed + k)
+        for seed in head_to_head.seeds(run):
+            yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)
     for method in continual.MAIN:
         for k in range(p.continual_seeds):
@@ -210,7 +210,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)
     yield partial(continual.class_by_class, run, "latent-replay", codec="uint8")
     for who in behaviour.EVERYONE:
-        for seed in behaviour.seeds(run):
+        for seed in head_to_head.seeds(run):
             yield from (partial(stage, run, who, seed) for stage in (behaviour.guided_artifact, behaviour.personalized))
     for row in paper_tables.rows(run):
         for k in range(p.table_seeds):

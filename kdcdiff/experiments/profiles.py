@@ -273,7 +273,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "guidances": "BK-SDM, section 5.1.3 and Figure 7", "guided_images": "ours: BK-SDM draws 5,000 in all",
     "subject_steps": _BK_SETUP + ": 800", "subject_rate": _BK_SETUP + ": 1e-6",
     "subject_batch": "ours: BK-SDM prints none", "subject_prior": "ours: BK-SDM prints none",
-    "subject_images": "BK-SDM, section 4.2: four for each subject and prompt",
+    "subject_images": "BK-SDM, section 4.1: four for each subject and prompt",
     "continual_classes": "KDC-Diff, section 3: 102 and 100 classes",
     "continual_seeds": _OURS,
     "continual_steps": _NONE, "continual_batch": "ours: KDC-Diff trains at batch 1",

@@ -88,14 +88,17 @@ def lpips_diversity(images: Tensor, network: Perceptual, *, pairs: int = 500) ->
     return _mean_distance(network, images[i], images[j], "diversity")
 
 
-def lpips_within(images: Tensor, prompts: Sequence[str], network: Perceptual) -> Estimate:
-    """Measure the mean distance of two images of one prompt, over all such pairs: what a prompt leaves open.
+def lpips_within(images: Tensor, prompts: Sequence[str], network: Perceptual, *, pairs: int = 500) -> Estimate:
+    """Measure the mean distance of two images of one prompt, over all such pairs or so many: what a prompt leaves open.
 
     UserError: no prompt with two images.
     """
-    told = np.array(prompts)
+    _, told = np.unique(prompts, return_inverse=True)
     i, j = np.nonzero(np.triu(told[:, None] == told[None, :], 1))
     check(len(i) > 0, "prompts", len(told), "must have one that two images are of")
+    if len(i) > pairs:
+        taken = np.random.default_rng(0).choice(len(i), pairs, replace=False)
+        i, j = i[taken], j[taken]
     return _mean_distance(network, images[i], images[j], "within")
 
 
