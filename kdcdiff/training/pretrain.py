@@ -126,6 +126,8 @@ def pretrain(work: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None
         seed=recipe.seed,
         folder=work / "unet",
         even=recipe.even_timesteps,
+        coarse=recipe.coarse,
+        inner_rate=recipe.inner_rate,
     )
     if recipe.decoder_steps:
         train_autoencoder(
