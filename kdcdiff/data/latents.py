@@ -99,7 +99,10 @@ class LatentSet:
 
     def of_classes(self, names: Sequence[str]) -> LatentSet:
         """Take the rows of these classes; `classes` stays whole."""
-        rows = rows_of(self.labels, self.classes, names)
+        return self.subset(rows_of(self.labels, self.classes, names))
+
+    def subset(self, rows: Tensor) -> LatentSet:
+        """Take the rows of these numbers, (n,) int64, or where (N,) bool is True; `prompts` stay whole."""
         return replace(self, **{name: getattr(self, name)[rows] for name in ("mean", "std", "labels", "captions")})
 
     def sample(self, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -42,24 +42,24 @@ PICTURES = 5  # of a subject; DreamBooth's data set has four to six
 SCENES = ("a photo of {}", *(f"a photo of {{}} on a {ground} background" for ground in BACKGROUNDS))
 
 
-def _recipe(run: Run, who: str) -> tuple[str, DistillationLoss]:
+def _recipe(who: str) -> tuple[str, DistillationLoss]:
     """Return the network and the objective of one of `MODELS`."""
     cell = MODELS[who]
-    return cell.network, head_to_head.objectives(run)[cell.objective]
+    return cell.network, head_to_head.PRINTED_WEIGHTS[cell.objective]
 
 
 def model_artifact(run: Run, who: str, seed: int) -> Artifact | None:
     """The stage behind `model`; None: it ships."""
     if who == TEACHER:
         return stages.teacher_artifact(run)
-    return stages.student_artifact(run, *_recipe(run, who), seed)
+    return stages.student_artifact(run, *_recipe(who), seed)
 
 
 def model(run: Run, who: str, seed: int) -> StableDiffusionPipeline:
     """Load one of `EVERYONE`: the teacher, or the student of a seed."""
     if who == TEACHER:
         return stages.teacher(run)
-    return stages.student(run, *_recipe(run, who), seed)
+    return stages.student(run, *_recipe(who), seed)
 
 
 def pretrained(run: Run) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdcdiff.data.latents import LatentSet, denoising_batch
 from kdcdiff.errors import check
-from kdcdiff.experiments import parallel, stages
+from kdcdiff.experiments import parallel, stages, tuning
 from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics.accuracy import class_accuracy
@@ -32,43 +32,51 @@ from kdcdiff.training.losses import BKSDMLoss, DistillationLoss
 NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
 HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
-MAIN = ("kdc-diff", "bk-sdm", "task")
+MAIN = ("kdc-diff", "bk-sdm", "bk-sdm-tuned", "task")
 REMOVED = {  # objective -> what it is without each of its terms
     "kdc-diff": ("kdc-diff-without-soft", "kdc-diff-without-hard", "kdc-diff-without-feature", "kdc-diff-without-mse"),
     "bk-sdm": ("task-feature", "task-output"),  # its task term has no weight that could be 0
 }
+PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its weights of one, and its parts
+    "bk-sdm": BKSDMLoss(),
+    "task": BKSDMLoss(output=0, feature=0),
+    "task-output": BKSDMLoss(feature=0),
+    "task-feature": BKSDMLoss(output=0),
+}
+SEARCHED = dict.fromkeys(("kdc-diff", *REMOVED["kdc-diff"]), "kdc-diff") | {"bk-sdm-tuned": "bk-sdm"}
+"""The other objectives, by the search (`tuning`) that their weights come from."""
 POINTS = 6  # of a training at which the distance to the teacher is measured
 ROWS = 128  # held-out latents that it is measured on; the end is measured on all
 
 
-def objectives(run: Run) -> dict[str, DistillationLoss]:
-    """Both papers' objectives, BK-SDM's with its weights of one and KDC-Diff's with the profile's; and their parts."""
-    kdc = stages.kdc_loss(run)
-    return {
-        "kdc-diff": kdc,
-        "bk-sdm": BKSDMLoss(),
-        "task": BKSDMLoss(output=0, feature=0),
-        "task-output": BKSDMLoss(feature=0),
-        "task-feature": BKSDMLoss(output=0),
-        "kdc-diff-without-soft": replace(kdc, alpha=0.0),  # the hard term has its share then, and
-        "kdc-diff-without-hard": replace(kdc, alpha=1.0),  # the soft one here: equation (6) couples them
-        "kdc-diff-without-feature": replace(kdc, beta=0.0),
-        "kdc-diff-without-mse": replace(kdc, gamma=0.0),
+def tuned(name: str, loss: DistillationLoss) -> DistillationLoss:
+    """Take one of `SEARCHED`, or the part of it that `name` is, at the chosen weights of `loss`."""
+    without: dict[str, dict[str, float]] = {
+        "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
+        "kdc-diff-without-hard": {"alpha": 1.0},  # the soft one here: equation (6) couples them
+        "kdc-diff-without-feature": {"beta": 0.0},
+        "kdc-diff-without-mse": {"gamma": 0.0},
     }
+    return replace(loss, **without.get(name, {}))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An objective on a network. `larger` times the batch goes with as many times fewer steps: equal samples."""
+    """An objective on a network, at so many times the batch, and so many times the samples.
+
+    A `larger` batch alone has as many times fewer steps; with as many times the `samples` it has equal steps.
+    """
 
     objective: str
     network: str
     larger: int = 1
+    samples: int = 1
 
     @property
     def name(self) -> str:
         """Name it as its results are recorded: ``recipe.<name>.<endpoint>``."""
-        return f"{self.objective}{f'-batch-{self.larger}' if self.larger > 1 else ''}.{self.network}"
+        sizes = {"batch": self.larger, "samples": self.samples}
+        return f"{self.objective}{''.join(f'-{size}-{n}' for size, n in sizes.items() if n > 1)}.{self.network}"
 
 
 def networks(run: Run) -> tuple[str, ...]:
@@ -76,9 +84,13 @@ def networks(run: Run) -> tuple[str, ...]:
     return NETWORKS[: run.profile.contest_networks]
 
 
-def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
+def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME, samples: int = 1) -> list[Cell]:
+    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`.
+
+    `samples` times a training's samples are seen on the `HOME` network, too.
+    """
     whole = [Cell(objective, network) for network in networks for objective in MAIN]
+    whole += [Cell(objective, network, samples=samples) for network in HOME for objective in MAIN]
     return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
 
 
@@ -93,6 +105,7 @@ TABLE_4 = {  # of BK-SDM: initial weights, output KD, feature KD, batch, mid sta
     "N7": Cell("bk-sdm", "bk-sdm-small", larger=4),
 }
 WEIGHTS = Cell("bk-sdm", FRESH)  # what carried-over weights are worth under its own objective
+LARGER = Cell("bk-sdm", "bk-sdm-base", larger=4, samples=4)  # N5 as it was trained: as many steps as N4
 EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row without
     "carried-over weights": ("N2", "N1"),
     "output KD": ("N3", "N2"),
@@ -102,11 +115,11 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
+def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME, samples: int = 1) -> list[Cell]:
     """List all that the chapter asks for, each once. UserError: a network that has no students here."""
     for name in removed_on:
         check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
-    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS)))
+    return list(dict.fromkeys((*grid(networks, removed_on, samples), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
 def seeds(run: Run) -> list[int]:
@@ -119,19 +132,22 @@ def seeds(run: Run) -> list[int]:
 
 def student(run: Run, cell: Cell, seed: int) -> Artifact:
     """The stage of one cell and seed: ``scores`` (measures,), the ``curve`` (points,) over ``steps``, and the log."""
-    profile = run.profile
+    profile, searched = run.profile, SEARCHED.get(cell.objective)
+    weights = {"weights": tuning.search(run, searched)} if searched else {}
 
     def make(
-        folder: Path, *, objective: DistillationLoss, network: str, classes: Sequence[str], seed: int, steps: int,
-        batch: int, lr: float, points: int, rows: int, images: int, sampler_steps: int, guidance: float,
+        folder: Path, *, objective: str, printed: DistillationLoss | None, network: str, classes: Sequence[str],
+        seed: int, steps: int, batch: int, lr: float, points: int, rows: int, images: int, sampler_steps: int,
+        guidance: float,
     ) -> None:  # fmt: skip
+        loss = printed or tuned(objective, tuning.chosen(SEARCHED[objective], weights["weights"]))
         pipeline, classifier = stages.teacher(run), stages.classifier(run)
         teacher, scheduler = pipeline.unet, pipeline.scheduler
         unet = stages.init_student(teacher, network, seed)
         test = stages.latents(run, "test").of_classes(classes)
         curve = _Curve(unet, _Distance(teacher, test, scheduler, rows), folder / "checkpoint" / "curve.json")
         log = distill(
-            unet, teacher, stages.latents(run).of_classes(classes), scheduler, objective, steps=steps, batch=batch,
+            unet, teacher, stages.latents(run).of_classes(classes), scheduler, loss, steps=steps, batch=batch,
             lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint", checkpoint_every=100,
             log_every=max(1, steps // 10), norms_every=0, describe="", watch=curve.note,
             watch_every=max(1, steps // points),
@@ -146,11 +162,12 @@ def student(run: Run, cell: Cell, seed: int) -> Artifact:
         (folder / "log.json").write_text(json.dumps(log))
 
     settings = {
-        "objective": objectives(run)[cell.objective],
+        "objective": cell.objective,
+        "printed": PRINTED_WEIGHTS.get(cell.objective),
         "network": cell.network,
         "classes": run.source.base,
         "seed": seed,
-        "steps": max(1, profile.ablation_steps // cell.larger),
+        "steps": max(1, profile.ablation_steps * cell.samples // cell.larger),
         "batch": profile.ablation_batch * cell.larger,
         "lr": profile.learning_rate,
         "points": POINTS,
@@ -159,7 +176,7 @@ def student(run: Run, cell: Cell, seed: int) -> Artifact:
         "sampler_steps": profile.sampler_steps,
         "guidance": profile.guidance,
     }
-    inputs = stages.judged_inputs(run)
+    inputs = stages.judged_inputs(run) | weights
     return run.store.get("recipe", make, settings=settings, inputs=inputs, external=stages.external_inputs(run))
 
 
@@ -244,6 +261,7 @@ def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float
 def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
     """Train and measure every cell at the profile's seeds, side by side."""
     own = {cell.name: cell for cell in cells}
+    tuning.searched(run, sorted({SEARCHED[cell.objective] for cell in own.values() if cell.objective in SEARCHED}))
     calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds(run) for cell in own.values()]
     parallel.run_stages(student, run, calls, f"{len(calls)} students")
     found = {
@@ -262,10 +280,13 @@ def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
 ENDPOINTS = {"class_accuracy": "accuracy", "distance": "distance", "error": "error"}  # as recorded -> a measure
 
 
-def recorded(names: Iterable[str]) -> dict[str, str]:
-    """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from."""
+def recorded(cells: Iterable[Cell]) -> dict[str, str]:
+    """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from.
+
+    The longer trainings on one network are read by their chapter alone.
+    """
     found: dict[str, str] = {}
-    for name in names:
+    for name in (cell.name for cell in cells if cell.samples in (1, cell.larger)):
         objective, _, network = name.partition(".")
         same = (network, *(other for other, own in PRINTED.items() if own == network))
         found |= {f"recipe.{objective}.{variant}": name for variant in same}

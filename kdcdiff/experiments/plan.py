@@ -43,7 +43,7 @@ from kdcdiff.store import Artifact, Store, content_key
 
 OXFORD_CLASSES = 102
 TIMED = ("sd-1", "sd-2", "bk-sdm-base", "bk-sdm-small", "kdc-described")  # by the chapter on surgery
-DISTILLING = ("student", "first-steps", "ablation", "recipe", "pairs", "class-by-class-taught")  # which ask a teacher
+DISTILLING = ("student", "first-steps", "ablation", "search", "recipe", "pairs", "class-by-class-taught")
 MOMENTS = 4 * 4  # bytes of training for each parameter: weight, gradient and AdamW's two moments, in float32
 GIB = 2**30
 
@@ -194,7 +194,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(ablation.one_seed, run, cells, run.seed, steps=p.grid_steps, images=0)
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
-    for cell in head_to_head.cells(head_to_head.networks(run)):
+    for cell in head_to_head.cells(head_to_head.networks(run), samples=p.contest_samples):
         for seed in head_to_head.seeds(run):
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)
@@ -320,6 +320,7 @@ TRAINED: dict[str, Callable[[Mapping[str, Any]], str]] = {  # stage -> the varia
     "student": lambda s: str(s["name"]),
     "first-steps": lambda s: str(s["name"]),
     "ablation": lambda s: str(s["variant"]),
+    "search": lambda s: str(s["variant"]),
     "recipe": lambda s: str(s["network"]),
     "class-by-class": lambda s: str(s["variant"]),
     "class-by-class-taught": lambda s: str(s["variant"]),

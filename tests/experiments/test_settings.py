@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from kdcdiff import experiments
-from kdcdiff.experiments import ablation, behaviour, continual, first_steps, head_to_head, paper_tables, plan, stages
+from kdcdiff.experiments import (
+    ablation,
+    behaviour,
+    continual,
+    first_steps,
+    head_to_head,
+    paper_tables,
+    plan,
+    stages,
+    tuning,
+)
 from kdcdiff.experiments.run import open_run
 from kdcdiff.manifest import content_key
 from kdcdiff.store import Artifact, Store
@@ -59,6 +69,7 @@ def asked(request, tmp_path_factory):
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
         lambda: head_to_head.student(run, head_to_head.TABLE_4["N4"], 0),
+        lambda: tuning.search(run, "kdc-diff"),
         lambda: behaviour.guided_artifact(run, "base", 0),
         lambda: behaviour.personalized(run, "small", 0),
         *(lambda line=line: paper_tables.drawn(run, line, 0) for line in lines),
@@ -89,7 +100,7 @@ def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
         "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
-        "guided", "personalized",
+        "guided", "personalized", "search",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():
@@ -149,4 +160,5 @@ def test_the_work_of_a_stage_sees_its_settings_and_what_it_reads(outer, make):
     stored = [n.id for n in ast.walk(outer) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     around = {*stored, *(a.arg for a in (*outer.args.args, *outer.args.kwonlyargs))}
     read = {n.id for n in ast.walk(make) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - own
-    assert read & around <= {"run", "pictures"}, "reads what its settings do not name"
+    inputs = {"pictures", "weights"}  # artifacts, whose keys are in the stage's
+    assert read & around <= {"run", *inputs}, "reads what its settings do not name"
