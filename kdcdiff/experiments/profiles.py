@@ -88,7 +88,7 @@ class Profile:
     # both papers' objectives on equal terms; steps, batch and pictures are those above
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
-    contest_samples: int = _size(5, 1)  # times the samples in a longer training on the first network; 1: none
+    contest_samples: int = _size(3, 1)  # times the samples in a longer training on the first network; 1: none
 
     # how students behave; as many seeds as in the contest
     guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's

@@ -11,6 +11,7 @@ from kdcdiff import cli
 from kdcdiff.data import garden, sources
 from kdcdiff.data.attributes import ATTRIBUTES
 from kdcdiff.data.image_set import ImageSet
+from kdcdiff.data.latents import encode_set
 from kdcdiff.errors import UserError
 from kdcdiff.models import shipped
 from kdcdiff.models.attribute_reader import load_reader
@@ -134,3 +135,43 @@ def test_fine_tuning_fits_a_pipeline_to_other_pictures(made, tmp_path):
     assert not torch.equal(pipeline.vae.decoder.conv_in.weight, weights[0])
     assert not torch.equal(pipeline.unet.conv_in.weight, weights[1])
     assert all(torch.equal(before[name], p) for name, p in pipeline.text_encoder.named_parameters())
+
+
+def test_stages_on_the_way_up_answer_at_their_own_resolution_and_the_network_as_before():
+    unet = new_unet(0, (8, 16, 32, 32), 16).eval()
+    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
+    inputs = torch.randn(2, channels, 16, 16), torch.tensor([10, 500]), torch.randn(2, 4, width)
+    alone = unet(*inputs, return_dict=False)[0]
+    model = components.CoarseAnswers(unet, 0)
+    output, *answers = model(*inputs, return_dict=False)
+    assert torch.equal(output, alone), "beside what it says already"
+    assert [tuple(own.shape) for own in answers] == [(2, channels, side, side) for side in (2, 2, 4, 8)]
+    answers[0].square().sum().backward()
+    heard = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
+    assert "mid_block" in heard and "up_blocks" not in heard, "each end learns from its own answer"
+
+
+def test_inner_stages_learn_at_their_share_of_the_rate_and_are_asked_for_the_target_at_their_own_size(
+    made, monkeypatch
+):
+    pipeline = load_pipeline(made / "assets" / "flora" / "pipeline").to(torch.float32)
+    latents = encode_set(pipeline, sources.load_flora("train", ("daisy",), 4, progress=False))
+    told = {}
+
+    def one_step(model, loss, batch, *, rates, **settings):
+        data = batch(0, torch.Generator().manual_seed(0))
+        told.update(rates=rates, parts=loss(model, data, None), model=model)
+
+    monkeypatch.setattr(components, "fit", one_step)
+    settings = {"steps": 1, "batch": 2, "lr": 1e-3, "dropout": 0.0, "ema": 0.9, "seed": 0, "folder": None}
+    components.train_unet(pipeline, latents, **settings)
+    assert told["model"] is pipeline.unet and told["rates"] == {} and told["parts"][1] == {}
+    components.train_unet(pipeline, latents, coarse=0.5, inner_rate=0.1, **settings)
+    value, terms = told["parts"]
+    assert value.item() == pytest.approx((terms["fine"] + 0.5 * terms["coarse"]).item())
+    slow = [n for n, _ in told["model"].named_parameters() if any(n.startswith(start) for start in told["rates"])]
+    assert {n.removeprefix("unet.").rsplit(".resnets")[0].rsplit(".attentions")[0] for n in slow} >= set(
+        components.INNER
+    )
+    assert set(told["rates"].values()) == {0.1} and not [n for n in slow if n.startswith("heads")]
+    assert not [hook for m in pipeline.unet.modules() for hook in m._forward_hooks.values()], "no hook is left"
