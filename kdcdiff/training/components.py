@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.latents import DenoisingBatch, LatentSet, denoising_batch, draw_rows, encode, encode_set, to_signed
 from kdcdiff.models.classifier import Classifier
-from kdcdiff.models.feature_hooks import Tap, stage_ends
 from kdcdiff.models.pipeline import down_sampling, new_clip, tokenize
 from kdcdiff.training.loop import fit
 from kdcdiff.training.protocols import KL_WEIGHT, PERCEPTUAL_WEIGHT
@@ -177,32 +176,6 @@ def train_autoencoder(
 # --- U-Net ---------------------------------------------------------------------------------------------------
 
 
-INNER = ("mid_block", "down_blocks.3", "up_blocks.0")  # stages that see the fewest places
-
-
-class CoarseAnswers(nn.Module):
-    """A U-Net whose stages on the way up each say, besides, what they would answer at their own resolution.
-
-    A 1x1 convolution reads the target's average over each place from a stage's end: deep supervision (Lee et al. 2015).
-    Only training has these heads, so that the inner stages learn the task and not what the outer ones leave of it.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        ends = {role: width for role, (_, width) in stage_ends(unet).items() if role[:2] != "do" and role != "up.0"}
-        self.unet, self.tap = unet, Tap(unet, list(ends))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, unet.config.out_channels, 1))
-            for width in ends.values()
-        )
-
-    def forward(self, *inputs: Any, **settings: Any) -> tuple[Tensor, ...]:
-        """Answer as the U-Net does, then as each of its stages does: (N, C, h, w), and coarser ones."""
-        output = self.unet(*inputs, **settings)
-        return *output, *(head(end) for head, end in zip(self.heads, self.tap.pop(), strict=True))
-
-
 def train_unet(
     pipeline: StableDiffusionPipeline,
     latents: LatentSet,
@@ -215,38 +188,33 @@ def train_unet(
     seed: int,
     folder: Path | None,
     even: bool = False,
-    coarse: float = 0.0,
-    inner_rate: float = 1.0,
+    inner_steps: int = 0,
     describe: str = "unet",
 ) -> None:
     """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place.
 
-    `even` spaces the time steps of a batch. `coarse` weighs the losses of `CoarseAnswers`, and `inner_rate` is the
-    inner stages' share of the learning rate: both give these stages something to do (`book/teachers.md`).
+    `even` spaces the time steps of a batch. After `inner_steps` (0: all) the stages that see the fewest places stay as
+    they are: their gradients are small by then, but AdamW's steps are not, and what reads stages that wander learns to
+    ignore them (`book/teachers.md`).
     """
     unet = pipeline.unet.to(memory_format=torch.channels_last)
-    model = CoarseAnswers(unet, seed) if coarse else unet
-    inner = INNER if inner_rate != 1 else ()
+    inner = nn.ModuleList([unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]])
 
     def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
+        inner.requires_grad_(not inner_steps or step < inner_steps)
         rows = draw_rows(batch, len(latents), generator)
         return denoising_batch(latents, rows, pipeline.scheduler, generator, dropout, even)
 
     def loss(model: nn.Module, data: DenoisingBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        output, *answers = model(data.noisy, data.timestep, data.prompt, return_dict=False)
-        fine = F.mse_loss(output, data.target)
-        if not coarse:
-            return fine, {}
-        each = torch.stack([F.mse_loss(a, F.adaptive_avg_pool2d(data.target, a.shape[-2:])) for a in answers])
-        return fine + coarse * each.sum(), {"fine": fine.detach(), "coarse": each.sum().detach()}
+        output = model(data.noisy, data.timestep, data.prompt, return_dict=False)[0]
+        return F.mse_loss(output, data.target), {}
 
     fit(
-        model,
+        unet,
         loss,
         batch_of,
         steps=steps,
         lr=lr,
-        rates={f"{start}{part}": inner_rate for start in ("", "unet.") for part in inner},
         seed=seed,
         warmup=min(300, steps // 10),
         ema=ema,
@@ -254,8 +222,7 @@ def train_unet(
         checkpoint_every=250,
         describe=describe,
     )
-    if isinstance(model, CoarseAnswers):
-        model.tap.remove()
+    inner.requires_grad_(True)
 
 
 # --- classifier ----------------------------------------------------------------------------------------------

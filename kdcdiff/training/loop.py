@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,7 +88,6 @@ def fit(
     *,
     steps: int,  # optimizer steps in all
     lr: float,  # peak learning rate of AdamW
-    rates: Mapping[str, float] = MappingProxyType({}),  # its share for parameters whose names begin so; 1 for others
     seed: int = 0,  # of everything random in the run
     schedule: str = "cosine",  # after warm-up: constant, linear or cosine
     warmup: int = 0,  # steps of linear warm-up
@@ -133,7 +131,7 @@ def fit(
         accelerator.init_trackers("training")
     averaged = EMA(model, ema) if ema else None  # of the student itself, before anything wraps it
     fused = all(p.is_floating_point() for p in model.parameters())
-    bare = torch.optim.AdamW(_by_rate(model, rates), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    bare = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     groups = list(model) if isinstance(model, nn.ModuleList) else [model]
 
     learnt = model, bare, averaged, accelerator.scaler  # what a checkpoint holds
@@ -163,7 +161,7 @@ def fit(
             progress = (step - warmup) / max(1, steps - warmup)
             factor = done / warmup if step < warmup else SCHEDULES[schedule](progress)
             for group in optimizer.param_groups:
-                group["lr"] = lr * factor * group["rate"]
+                group["lr"] = lr * factor
             for micro in range(accumulate):
                 last = micro == accumulate - 1
                 generator = step_generator(seed, step * accumulate + micro)
@@ -213,14 +211,6 @@ def fit(
         averaged.copy_to_module()
     model.eval()
     return rows
-
-
-def _by_rate(model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Group the parameters of `model` by their share of the learning rate, as AdamW takes them."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault(next((r for start, r in rates.items() if name.startswith(start)), 1.0), []).append(parameter)
-    return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
 
 
 def _gradient_norms(terms: Terms, model: nn.Module) -> dict[str, Tensor]:

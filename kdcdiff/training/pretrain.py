@@ -126,8 +126,7 @@ def pretrain(work: Path, out: Path, recipe: Recipe, device: str = "cpu") -> None
         seed=recipe.seed,
         folder=work / "unet",
         even=recipe.even_timesteps,
-        coarse=recipe.coarse,
-        inner_rate=recipe.inner_rate,
+        inner_steps=recipe.inner_steps,
     )
     if recipe.decoder_steps:
         train_autoencoder(

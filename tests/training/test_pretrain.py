@@ -60,7 +60,7 @@ def test_the_gardens_recipe_makes_a_plain_pipeline_of_other_sizes_and_a_reader(t
     assert load_classifier(tmp_path / "assets" / "classifier").classes == tuple(garden.SPECIES)
     assert load_reader(tmp_path / "assets" / "attributes").attributes == ATTRIBUTES["garden"]
     written = json.loads((tmp_path / "assets" / "provenance.json").read_text())["recipe"]
-    assert (written["dataset"], written["pass_on"], written["reader_steps"]) == ("garden", True, 2)
+    assert (written["dataset"], written["pass_on"], written["inner_steps"]) == ("garden", True, 1500)
     logs = {path.stem for path in (tmp_path / "assets" / "log").iterdir()}
     assert logs == {"text", "autoencoder", "unet", "decoder", "classifier", "attributes", "clip"}
 
@@ -137,41 +137,23 @@ def test_fine_tuning_fits_a_pipeline_to_other_pictures(made, tmp_path):
     assert all(torch.equal(before[name], p) for name, p in pipeline.text_encoder.named_parameters())
 
 
-def test_stages_on_the_way_up_answer_at_their_own_resolution_and_the_network_as_before():
-    unet = new_unet(0, (8, 16, 32, 32), 16).eval()
-    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
-    inputs = torch.randn(2, channels, 16, 16), torch.tensor([10, 500]), torch.randn(2, 4, width)
-    alone = unet(*inputs, return_dict=False)[0]
-    model = components.CoarseAnswers(unet, 0)
-    output, *answers = model(*inputs, return_dict=False)
-    assert torch.equal(output, alone), "beside what it says already"
-    assert [tuple(own.shape) for own in answers] == [(2, channels, side, side) for side in (2, 2, 4, 8)]
-    answers[0].square().sum().backward()
-    heard = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
-    assert "mid_block" in heard and "up_blocks" not in heard, "each end learns from its own answer"
-
-
-def test_inner_stages_learn_at_their_share_of_the_rate_and_are_asked_for_the_target_at_their_own_size(
-    made, monkeypatch
-):
+def test_the_innermost_stages_learn_in_the_first_steps_and_rest_in_the_others(made, monkeypatch):
     pipeline = load_pipeline(made / "assets" / "flora" / "pipeline").to(torch.float32)
+    unet = pipeline.unet
     latents = encode_set(pipeline, sources.load_flora("train", ("daisy",), 4, progress=False))
-    told = {}
+    watched = [unet.down_blocks[3], unet.mid_block, unet.up_blocks[0], unet.down_blocks[2], unet.up_blocks[1]]
+    seen, make = [], components.denoising_batch
 
-    def one_step(model, loss, batch, *, rates, **settings):
-        data = batch(0, torch.Generator().manual_seed(0))
-        told.update(rates=rates, parts=loss(model, data, None), model=model)
+    def noted(*args):
+        seen.append([torch.cat([p.detach().flatten().clone() for p in stage.parameters()]) for stage in watched])
+        return make(*args)
 
-    monkeypatch.setattr(components, "fit", one_step)
-    settings = {"steps": 1, "batch": 2, "lr": 1e-3, "dropout": 0.0, "ema": 0.9, "seed": 0, "folder": None}
-    components.train_unet(pipeline, latents, **settings)
-    assert told["model"] is pipeline.unet and told["rates"] == {} and told["parts"][1] == {}
-    components.train_unet(pipeline, latents, coarse=0.5, inner_rate=0.1, **settings)
-    value, terms = told["parts"]
-    assert value.item() == pytest.approx((terms["fine"] + 0.5 * terms["coarse"]).item())
-    slow = [n for n, _ in told["model"].named_parameters() if any(n.startswith(start) for start in told["rates"])]
-    assert {n.removeprefix("unet.").rsplit(".resnets")[0].rsplit(".attentions")[0] for n in slow} >= set(
-        components.INNER
-    )
-    assert set(told["rates"].values()) == {0.1} and not [n for n in slow if n.startswith("heads")]
-    assert not [hook for m in pipeline.unet.modules() for hook in m._forward_hooks.values()], "no hook is left"
+    monkeypatch.setattr(components, "denoising_batch", noted)
+    settings = {"batch": 2, "lr": 1e-3, "dropout": 0.0, "ema": 0.0, "seed": 0, "folder": None, "describe": ""}
+    components.train_unet(pipeline, latents, steps=4, inner_steps=2, **settings)
+    moves = [[not torch.equal(a, b) for a, b in zip(*both, strict=True)] for both in zip(seen, seen[1:], strict=False)]
+    assert moves == [[True] * 5, [True] * 5, [False] * 3 + [True] * 2]
+    assert all(p.requires_grad for p in unet.parameters()), "whoever trains it next trains all of it"
+    del seen[:]
+    components.train_unet(pipeline, latents, steps=3, **settings)
+    assert not torch.equal(seen[1][1], seen[2][1]), "and by default they learn to the end"
