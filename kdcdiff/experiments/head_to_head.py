@@ -84,13 +84,9 @@ def networks(run: Run) -> tuple[str, ...]:
     return NETWORKS[: run.profile.contest_networks]
 
 
-def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME, samples: int = 1) -> list[Cell]:
-    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`.
-
-    `samples` times a training's samples are seen on the `HOME` network, too.
-    """
+def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
     whole = [Cell(objective, network) for network in networks for objective in MAIN]
-    whole += [Cell(objective, network, samples=samples) for network in HOME for objective in MAIN]
     return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
 
 
@@ -115,11 +111,11 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME, samples: int = 1) -> list[Cell]:
+def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
     """List all that the chapter asks for, each once. UserError: a network that has no students here."""
     for name in removed_on:
         check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
-    return list(dict.fromkeys((*grid(networks, removed_on, samples), *TABLE_4.values(), WEIGHTS, LARGER)))
+    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
 def seeds(run: Run) -> list[int]:
@@ -281,12 +277,9 @@ ENDPOINTS = {"class_accuracy": "accuracy", "distance": "distance", "error": "err
 
 
 def recorded(cells: Iterable[Cell]) -> dict[str, str]:
-    """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from.
-
-    The longer trainings on one network are read by their chapter alone.
-    """
+    """Map each name that a claim may ask for, ``recipe.<objective>.<variant>``, to the cell that it is read from."""
     found: dict[str, str] = {}
-    for name in (cell.name for cell in cells if cell.samples in (1, cell.larger)):
+    for name in (cell.name for cell in cells):
         objective, _, network = name.partition(".")
         same = (network, *(other for other, own in PRINTED.items() if own == network))
         found |= {f"recipe.{objective}.{variant}": name for variant in same}

@@ -88,7 +88,6 @@ class Profile:
     # both papers' objectives on equal terms; steps, batch and pictures are those above
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
-    contest_samples: int = _size(3, 1)  # times the samples in a longer training on the first network; 1: none
 
     # how students behave; as many seeds as in the contest
     guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's
@@ -153,7 +152,6 @@ PROFILES = {
         temperatures=(1.0, 4.0),
         contest_networks=1,
         contest_seeds=2,
-        contest_samples=2,
         guidances=(2.0, 9.5),
         guided_images=2,
         subject_steps=2,
@@ -188,7 +186,6 @@ PROFILES = {
         grid_steps=20,
         contest_networks=1,
         contest_seeds=2,
-        contest_samples=1,
         guidances=(2.0, 4.5, 9.5),
         guided_images=2,
         subject_steps=100,
@@ -273,7 +270,6 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
     "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
     "contest_networks": "ours: those of both papers", "contest_seeds": _OURS,
-    "contest_samples": _OURS,
     "guidances": "BK-SDM, section 5.1.3 and Figure 7", "guided_images": "ours: BK-SDM draws 5,000 in all",
     "subject_steps": _BK_SETUP + ": 800", "subject_rate": _BK_SETUP + ": 1e-6",
     "subject_batch": "ours: BK-SDM prints none", "subject_prior": "ours: BK-SDM prints none",

@@ -37,16 +37,14 @@ def test_table_4_is_seven_cells_of_which_the_grid_has_most():
     assert {row for pair in head_to_head.EFFECTS.values() for row in pair} < set(rows)
     assert (larger.name, larger.larger) == ("bk-sdm-batch-4-samples-4.bk-sdm-base", larger.samples), "as many steps"
     assert len(head_to_head.cells()) == 16 + 6 + 4 + 2
-    assert len(head_to_head.cells(samples=5)) == 16 + 6 + 4 + 2 + 4, "all objectives once more on one network"
     assert len(head_to_head.cells(removed_on=head_to_head.NETWORKS)) == 4 * (4 + 6) + 3 + 2
     with pytest.raises(UserError, match="removed_on='original': must be of kdc-described"):
         head_to_head.cells(removed_on=["original"])
 
 
 def test_what_the_claims_ask_for_is_recorded():
-    names = {f"{name}.{end}" for name in head_to_head.recorded(head_to_head.cells(samples=5))
+    names = {f"{name}.{end}" for name in head_to_head.recorded(head_to_head.cells())
              for end in head_to_head.ENDPOINTS}  # fmt: skip
-    assert not [name for name in names if "samples-5" in name], "the longer trainings are read by their chapter alone"
     names |= {f"recipe.bk-sdm.{network}.steps_share" for network in head_to_head.NETWORKS}
     asked = {name for claim in judging.load() for name in re.findall(r'"(recipe\.[^"]+)"', claim.check or "")}
     assert asked and asked <= names
@@ -87,13 +85,13 @@ def test_students_are_paired_by_seed_and_made_once(opened):
 def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_stage():
     store = plan._Noting()
     run = Run(profiles.get("smoke", ablation_steps=8, ablation_batch=4), "flora", 0, "cpu", store)
-    for cell in head_to_head.cells(samples=3):
+    for cell in head_to_head.cells():
         with contextlib.suppress(FileNotFoundError):  # weights that nothing has searched for yet
             head_to_head.student(run, cell, 0)
     asked = [one for one in store.asked.values() if one.stage == "recipe"]
-    assert len(asked) == len(head_to_head.cells(samples=3))
+    assert len(asked) == len(head_to_head.cells())
     sizes = {(one.settings["steps"], one.settings["batch"]) for one in asked}
-    assert sizes == {(8, 4), (2, 16), (8, 16), (24, 4)}, "equal samples, equal steps, and a longer training"
+    assert sizes == {(8, 4), (2, 16), (8, 16)}, "equal samples, or equal steps"
     searches = {key: one.settings["candidates"] for key, one in store.asked.items() if one.stage == "search"}
     assert list(searches.values()) == [tuning.CANDIDATES["kdc-diff"], tuning.CANDIDATES["bk-sdm"]]
     for one in asked:
