@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=arguments.dataset, default="flora", help=f"{arguments.DATASETS} (default: %(default)s)")
     cache = "a cache that `kdcdiff encode` wrote with this teacher: its rows are trained on, instead of --data"
     add("--latents", type=arguments.folder, metavar="FOLDER", help=cache)
-    classes = "to train on (default: all). Of flora base classes only, for no weight is to have seen a novel one; "
+    classes = (
+        "to train on (default: all). Of flora and garden base classes only, for no weight is to have seen a novel one; "
+    )
     classes += "of an image folder any, so name those to be learnt where others are to stay unseen"
     add("--classes", nargs="+", metavar="CLASS", help=classes)
     add("--out", type=arguments.new_path, required=True, help="folder of the student's pipeline; must not exist")

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class Run:
     def teacher(self) -> str:
         """The teacher's name, folder or hub id; where the data set is a folder, it is fine-tuned."""
         return self.profile.teacher or shipped_for(self.dataset)
+
+    def shipped(self, dataset: str) -> Self:
+        """Return the same run on a data set that ships, with the teacher that does."""
+        own = replace(self.profile, teacher=None, resolution=None, classes=None)
+        return replace(self, profile=own, dataset=dataset)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdcdiff.models.shipped import shipped
+
 
 class AttributeReader(nn.Module):
     """A small convolutional network with a head for each of `attributes` (name -> values).
@@ -44,8 +46,9 @@ def save_reader(reader: AttributeReader, folder: Path) -> None:
     save_file({k: v.half().contiguous() for k, v in reader.state_dict().items()}, folder / "model.safetensors")
 
 
-def load_reader(folder: Path) -> AttributeReader:
-    """Read the reader of attributes that lies in `folder`, in float32, frozen."""
+def load_reader(name: str | Path = "garden") -> AttributeReader:
+    """Read the reader of attributes that ships for a data set, or a folder's, in float32, frozen."""
+    folder = shipped(name, "attributes")
     model = AttributeReader(**json.loads((folder / "config.json").read_text()))
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model.eval().requires_grad_(False)

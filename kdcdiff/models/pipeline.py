@@ -2,7 +2,8 @@
 
 `flora` is a real `diffusers.StableDiffusionPipeline` of diffusers' own classes with Stable Diffusion's topology, at a
 size for two cores: 64x64 pixels, 8x down-sampling, four U-Net stages. `kdcdiff pretrain` made its weights; they lie in
-`kdcdiff/assets/flora` in fp16 with their checksums, beside the two in-domain extractors.
+`kdcdiff/assets/flora` in fp16 with their checksums, beside the two in-domain extractors. `garden`, made the same way,
+has latents of 16x16 places and Stable Diffusion's ratio of widths, so that its inner stages do something.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from kdcdiff.errors import UserError, check
 from kdcdiff.provenance import sha256_file
 
-SHIPPED = ("flora",)  # data sets whose teacher ships, by the same name, with a classifier and a CLIP
+SHIPPED = ("flora", "garden")  # data sets whose teacher ships, by the same name, with a classifier and a CLIP
 ASSETS = Path(__file__).parent.parent / "assets"
 PIPELINES = f"{', '.join(SHIPPED)}, a pipeline folder or a hub id like owner/name"
 UNETS = f"{', '.join(SHIPPED)}, a pipeline or U-Net folder, a .safetensors file or a hub id like owner/name"

@@ -95,7 +95,7 @@ def test_the_subjects_are_where_the_plan_says(plan):
 
 def test_it_is_a_source_and_pairs_follow_each_class():
     source = sources.open_source("garden")
-    assert (source.name, source.base, source.novel, source.ships) == ("garden", garden.BASE, garden.NOVEL, False)
+    assert (source.name, source.base, source.novel, source.ships) == ("garden", garden.BASE, garden.NOVEL, True)
     assert sources.open_source("flora").ships and source.checksum() != sources.open_source("flora").checksum()
     held = source.load("test", ("daisy", "rose"), 2, size=16)
     assert held.images.shape == (4, 3, 16, 16) and held.labels.tolist() == [0, 0, 1, 1]

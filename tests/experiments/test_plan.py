@@ -62,7 +62,9 @@ def test_every_value_names_its_source():
 
 
 def test_a_teacher_of_which_nothing_is_known_is_one_line(offline):
-    with pytest.raises(UserError, match="teacher='some/one': a plan needs a folder, flora, or a model of the papers"):
+    with pytest.raises(
+        UserError, match="teacher='some/one': a plan needs a folder, flora, garden, or a model of the papers"
+    ):
         plan.plan_run(profiles.get("paper", teacher="some/one"), "oxford-102", seed=0, device="cuda")
 
 

@@ -12,6 +12,7 @@ from kdcdiff import experiments
 from kdcdiff.experiments import (
     ablation,
     behaviour,
+    composition,
     continual,
     first_steps,
     head_to_head,
@@ -65,6 +66,7 @@ def asked(request, tmp_path_factory):
         lambda: stages.generated_artifact(run, "kdc-described"),
         lambda: stages.full_size_seconds(run, ["sd-1"], 2),
         lambda: stages.amputated(run, 2),
+        lambda: composition.requested(run.shipped("flora"), 2),
         lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
@@ -100,7 +102,7 @@ def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
         "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
-        "guided", "personalized", "search",
+        "guided", "personalized", "search", "requested",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():

@@ -87,7 +87,9 @@ def test_an_altered_file_is_refused_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_pipeline_is_refused():
-    with pytest.raises(UserError, match="pipeline='fauna': not found; must be flora, a pipeline folder or a hub id"):
+    with pytest.raises(
+        UserError, match="pipeline='fauna': not found; must be flora, garden, a pipeline folder or a hub id"
+    ):
         load_pipeline("fauna")
 
 

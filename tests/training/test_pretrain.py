@@ -1,7 +1,7 @@
 """The recipe, at sizes of a minute: what it writes loads, and a second call has nothing left to train."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -65,7 +65,9 @@ def test_the_gardens_recipe_makes_a_plain_pipeline_of_other_sizes_and_a_reader(t
     assert logs == {"text", "autoencoder", "unet", "decoder", "classifier", "attributes", "clip"}
 
 
-def test_what_ships_is_floras_recipe_and_pairs_are_the_gardens():
+def test_what_ships_is_the_recipes_and_pairs_are_the_gardens():
+    words = json.loads((shipped.ASSETS / "garden" / "provenance.json").read_text())["recipe"]
+    assert words == json.loads(json.dumps(asdict(RECIPES["garden"])))
     words = json.loads((shipped.ASSETS / "flora" / "provenance.json").read_text())["recipe"]
     words["perceptual_net_steps"] = words.pop("eye_steps")  # its name at that time
     assert {name: getattr(RECIPES["flora"], name) for name in words} == words
