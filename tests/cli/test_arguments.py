@@ -63,12 +63,15 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
 REFUSED = [
     (["distill", "--out", "new", "--steps", "-1"], "--steps: must be a whole number from 1, not '-1'"),
     (["distill", "--out", "new", "--protocol", "bk-sdm", "--alpha", "1"], "--alpha: belongs to --objective kdc-diff"),
-    (["distill", "--out", "new", "--teacher", "fauna"], "--teacher: pipeline='fauna': not found; must be flora, a pi"),
+    (
+        ["distill", "--out", "new", "--teacher", "fauna"],
+        "--teacher: pipeline='fauna': not found; must be flora, garden, a pi",
+    ),
     (["distill", "--out", "new", "--device", "tpu"], "--device: must be one of cpu, cuda, not 'tpu'"),
     (["distill"], "the following arguments are required: --out"),
     (
         ["shrink", "fauna", "--variant", "original"],
-        "teacher: pipeline='fauna': not found; must be flora, a pipeline or ",
+        "teacher: pipeline='fauna': not found; must be flora, garden, a pipeline or ",
     ),
     (["shrink", "flora", "--variant", "original"], "out=None: name a new folder with --out"),
     (["generate", "flora", "--prompts", "a rose", "--out", "new", "--steps", "0"], "--steps: must be a whole number"),

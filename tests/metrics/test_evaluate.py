@@ -130,7 +130,8 @@ def test_bad_arguments_are_one_clear_line(folders, tmp_path):
     with pytest.raises(UserError, match="folder='.*nowhere': must be a folder of images"):
         command((tmp_path / "nowhere", folders[1]))
     with pytest.raises(
-        UserError, match="--extractor: must be one of flora, flora-clip, inception, dino-vit-s-16, not 'vgg'"
+        UserError,
+        match="--extractor: must be one of flora, garden, flora-clip, garden-clip, inception, dino-vit-s-16, not 'vgg'",
     ):
         command(folders, extractor="vgg", device="cpu")
     with pytest.raises(UserError, match="inception.safetensors"):

@@ -210,7 +210,9 @@ def test_refusals_are_one_clear_line(pipeline, tmp_path, capsys):
     tail = ("--variant", "kdc-described", "--out", out)
     unet = UNet2DConditionModel.from_pretrained(pipeline / "unet")
     assert "one of original" in failing(capsys, pipeline, "--variant", "kdc", "--out", out)
-    assert "not found; must be flora, a pipeline or U-Net folder" in failing(capsys, tmp_path / "nowhere", *tail)
+    assert "not found; must be flora, garden, a pipeline or U-Net folder" in failing(
+        capsys, tmp_path / "nowhere", *tail
+    )
     assert "name a new folder" in failing(capsys, pipeline, "--variant", "original")
     assert "new or empty folder" in failing(capsys, pipeline, "--variant", "original", "--out", pipeline)
     assert "CLIPTextModel" in failing(capsys, text_encoder(pipeline, tmp_path), *tail)
