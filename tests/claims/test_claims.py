@@ -371,8 +371,8 @@ def test_a_part_that_does_nothing_decides_nothing():
     """What is said of a stage is not judged on a teacher whose prediction does not depend on that stage."""
 
     def verdict(alive):
-        shares = {"teacher.alive.mid_block": alive, "surgery.original.class_accuracy": 0.95,
-                  "surgery.mid-removed.class_accuracy": 0.94}  # fmt: skip
+        shares = {"garden.alive.mid_block": alive, "garden.surgery.original.class_accuracy": 0.95,
+                  "garden.surgery.mid-removed.class_accuracy": 0.94}  # fmt: skip
         return judged("bk.t1.minor-measured", *(
             result(n, v, (v * 0.98, min(1.0, v * 1.02)), n=100) for n, v in shares.items()))  # fmt: skip
 
