@@ -6,7 +6,7 @@ Nothing here trains: that is `kdcdiff.training.continual`. This room feeds it, a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kdcdiff.experiments import parallel, stages
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics import forgetting
 from kdcdiff.metrics.accuracy import class_accuracy
-from kdcdiff.metrics.estimate import Estimate, of_shares, over_seeds, proportion
+from kdcdiff.metrics.estimate import Estimate, over_seeds
 from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.metrics.fid_kid import extract, kid
 from kdcdiff.models.pipeline import image_size
@@ -37,7 +37,7 @@ from kdcdiff.training.codecs import CODECS
 class ClassByClass:
     """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class is further away than the
     next; `before` (classes,) the accuracies of the student that has seen none of them; `images` (stages, classes, n, 3,
-    H, W) uint8; `retention` the base classes' accuracy at the end, over pictures; `memory` in bytes; `seconds` and
+    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds` and
     `peak_bytes` of all.
     """
 
@@ -45,7 +45,7 @@ class ClassByClass:
     matrix: np.ndarray
     before: np.ndarray
     images: Tensor
-    retention: Estimate
+    retention: float
     memory: int
     seconds: float
     peak_bytes: int
@@ -160,10 +160,9 @@ def class_by_class(
         "class-by-class", make, settings=settings, inputs=inputs, external=stages.external_inputs(run)
     )
     tensors, words = load_file(artifact / "run.safetensors"), json.loads((artifact / "run.json").read_text())
-    shown = len(run.source.base) * old_count(profile.continual_images)
     return ClassByClass(
         order, tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
-        proportion(round(words["retention"] * shown), shown), words["memory"],
+        words["retention"], words["memory"],
         artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
     )  # fmt: skip
 
@@ -171,8 +170,6 @@ def class_by_class(
 # --- all methods, and what is read of them ---------------------------------------------------------------------
 
 
-MAIN = ("naive", "latent-replay", "joint")  # run several times, each in an order and from a seed of its own
-OTHERS = ("latent-replay-distilled", "generative-replay", "lwf", "ewc")  # run once
 MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no forgetting
     "average_accuracy": forgetting.average_accuracy,
     "forgetting": forgetting.forgetting,
@@ -181,10 +178,7 @@ MEASURES = {  # of the matrix of accuracies; `joint` has one stage, and so no fo
 }
 
 
-PICTURES = {"pixel-replay": "raw", "jpeg-replay": "jpeg"}  # run once, a memory of pictures in that codec
-
-
-def as_many_bytes(run: Run, codec: str = "raw") -> int:
+def as_many_bytes(run: Run, codec: str) -> int:
     """How many pictures in `codec` weigh what the memory's latents do, in half precision."""
     latent = stages.latents(run).mean[0].numel() * 2
     picture = CODECS[codec].size((3, run.resolution, run.resolution))
@@ -192,13 +186,10 @@ def as_many_bytes(run: Run, codec: str = "raw") -> int:
 
 
 def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
-    """Every method's repetitions; memories of pictures get as many bytes as latent replay. Made side by side."""
-    repetitions: list[dict[str, Any]] = [{"repetition": k} for k in range(run.profile.continual_seeds)]
-    once: list[dict[str, Any]] = [{}]
-    calls = {method: repetitions for method in MAIN} | {method: once for method in OTHERS}
-    calls |= {method: [{"capacity": as_many_bytes(run, codec)}] for method, codec in PICTURES.items()}
-    parallel.run_stages(class_by_class, run, [((method,), own) for method in calls for own in calls[method]])
-    return {method: [class_by_class(run, method, **own) for own in each] for method, each in calls.items()}
+    """Every method in every order; a memory of pictures gets as many bytes as that of latents. Made side by side."""
+    pictures = {method: kind.codec for method, kind in continual.METHODS.items() if kind.replay == "pixels"}
+    weighed = {method: {"capacity": as_many_bytes(run, codec)} for method, codec in pictures.items()}
+    return _in_every_order(run, {method: weighed.get(method, {}) for method in continual.METHODS})
 
 
 PAPERS = ("naive", "latent-replay")  # KDC-Diff-CL, which has no memory, and KDC-Diff
@@ -206,11 +197,15 @@ PAPERS = ("naive", "latent-replay")  # KDC-Diff-CL, which has no memory, and KDC
 
 def of_the_teacher(run: Run) -> dict[str, list[ClassByClass]]:
     """The teacher learns as the student does by `PAPERS`, in the same orders: what a network without cuts forgets."""
-    repetitions: list[dict[str, Any]] = [
-        {"repetition": k, "network": WHOLE} for k in range(run.profile.continual_seeds)
-    ]
-    parallel.run_stages(class_by_class, run, [((method,), own) for method in PAPERS for own in repetitions])
-    return {method: [class_by_class(run, method, **own) for own in repetitions] for method in PAPERS}
+    return _in_every_order(run, {method: {"network": WHOLE} for method in PAPERS})
+
+
+def _in_every_order(run: Run, methods: Mapping[str, Mapping[str, Any]]) -> dict[str, list[ClassByClass]]:
+    """The repetitions of each of `methods`, whose values are keywords of `class_by_class`; made side by side."""
+    calls = {name: [{**own, "repetition": k} for k in range(run.profile.continual_seeds)]
+             for name, own in methods.items()}  # fmt: skip
+    parallel.run_stages(class_by_class, run, [((name,), own) for name, each in calls.items() for own in each])
+    return {name: [class_by_class(run, name, **own) for own in each] for name, each in calls.items()}
 
 
 def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
@@ -223,17 +218,13 @@ def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
 
 
 def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
-    """`retention` and each of `MEASURES` that a method has: over its runs, or, of a single one, over its pictures."""
-    first = repetitions[0]
-    names = [name for name in MEASURES if len(first.matrix) > 1 or name.endswith("accuracy")]
-    if len(repetitions) == 1:
-        found = {name: of_shares(first.matrix, first.images.shape[2], MEASURES[name]) for name in names}
-        return found | {"retention": first.retention}
+    """`retention` and each of `MEASURES` that a method has, over its runs."""
+    names = [name for name in MEASURES if len(repetitions[0].matrix) > 1 or name.endswith("accuracy")]
     found = {
         name: over_seeds([MEASURES[name](r.matrix) for r in repetitions], within=(0 if "accuracy" in name else -1, 1))
         for name in names
     }
-    return found | {"retention": over_seeds([r.retention.value for r in repetitions], within=(0, 1))}
+    return found | {"retention": over_seeds([r.retention for r in repetitions], within=(0, 1))}
 
 
 def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measure: str) -> np.ndarray:

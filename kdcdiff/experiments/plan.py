@@ -40,6 +40,7 @@ from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, CONFIGS, TEXT_ENCODER
 from kdcdiff.models.shipped import SHIPPED, find_pipeline, shipped_for
 from kdcdiff.store import Artifact, Store, content_key
+from kdcdiff.training.continual import METHODS
 
 OXFORD_CLASSES = 102
 TIMED = ("sd-1", "sd-2", "bk-sdm-base", "bk-sdm-small", "kdc-described")  # by the chapter on surgery
@@ -198,11 +199,9 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         for seed in head_to_head.seeds(run):
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)
-    for method in continual.MAIN:
+    for method in METHODS:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k)
-    for method in (*continual.OTHERS, *continual.PICTURES):
-        yield partial(continual.class_by_class, run, method)
     for method in continual.PAPERS:
         for k in range(p.continual_seeds):
             yield partial(continual.class_by_class, run, method, repetition=k, network=continual.WHOLE)

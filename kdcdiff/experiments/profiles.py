@@ -100,7 +100,7 @@ class Profile:
 
     # class-by-class training
     continual_classes: int = _size(8, 2)  # novel classes learnt one after another
-    continual_seeds: int = _size(3, 1)  # runs, each with an order of its own, of the methods that matter most
+    continual_seeds: int = _size(5, 2)  # runs of each method, each in an order and from a seed of its own
     continual_steps: int = _size(60, 1)  # steps for each
     continual_batch: int = _size(16, 1)
     continual_rate: float = _size(1e-3, 1e-8, 1e-1)  # learning rate
