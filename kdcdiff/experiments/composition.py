@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kdcdiff.data.attributes import Request, requests, shown
+from kdcdiff.data.attributes import NONE, Request, requests, shown
 from kdcdiff.data.image_set import ImageSet
 from kdcdiff.data.sources import DRAW, image_set
 from kdcdiff.experiments import stages
@@ -53,11 +53,11 @@ def requested(run: Run, per_class: int, plan: str = "alone") -> tuple[list[Reque
 def real_requests(run: Run, per_class: int) -> tuple[torch.Tensor, list[Request]]:
     """Held-out real pictures of a drawn data set, alone and beside others, as if asked for by what they show.
 
-    What `requested` does not ask for (petals, wing patterns) is left out.
+    What `requested` does not ask for (petals, wing patterns, that there be no second subject) is left out.
     """
     source = run.source
     beside = {"pairs": per_class} if source.name == "garden" else {}
     pictures = DRAW[source.name]("test", source.base, per_class, source.seed, unseen=True, **beside)
     images = image_set(pictures, source.base)
-    told = [{name: value for name, value in shown(p).items() if name not in ("parts", "pattern")} for p in pictures]
+    told = [{k: v for k, v in shown(p).items() if k not in ("parts", "pattern") and v != NONE} for p in pictures]
     return images.images, [Request(words, own, seen=False) for words, own in zip(images.captions, told, strict=True)]

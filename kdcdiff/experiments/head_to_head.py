@@ -33,8 +33,14 @@ NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
 HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
 MAIN = ("kdc-diff", "bk-sdm", "bk-sdm-tuned", "task")
+WITHOUT: dict[str, dict[str, float]] = {  # equation (6) without one of its terms, by the weight that ends it
+    "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
+    "kdc-diff-without-hard": {"alpha": 1.0},  # the soft one here: the equation couples them
+    "kdc-diff-without-feature": {"beta": 0.0},
+    "kdc-diff-without-mse": {"gamma": 0.0},
+}
 REMOVED = {  # objective -> what it is without each of its terms
-    "kdc-diff": ("kdc-diff-without-soft", "kdc-diff-without-hard", "kdc-diff-without-feature", "kdc-diff-without-mse"),
+    "kdc-diff": tuple(WITHOUT),
     "bk-sdm": ("task-feature", "task-output"),  # its task term has no weight that could be 0
 }
 PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its weights of one, and its parts
@@ -51,13 +57,7 @@ ROWS = 128  # held-out latents that it is measured on; the end is measured on al
 
 def tuned(name: str, loss: DistillationLoss) -> DistillationLoss:
     """Take one of `SEARCHED`, or the part of it that `name` is, at the chosen weights of `loss`."""
-    without: dict[str, dict[str, float]] = {
-        "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
-        "kdc-diff-without-hard": {"alpha": 1.0},  # the soft one here: equation (6) couples them
-        "kdc-diff-without-feature": {"beta": 0.0},
-        "kdc-diff-without-mse": {"gamma": 0.0},
-    }
-    return replace(loss, **without.get(name, {}))
+    return replace(loss, **WITHOUT.get(name, {}))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from kdcdiff.experiments import (
     paper_models,
     paper_tables,
     stages,
+    tuning,
 )
 from kdcdiff.experiments.profiles import SOURCES, Profile
 from kdcdiff.experiments.run import Run
@@ -199,11 +200,10 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         for seed in head_to_head.seeds(run):
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)
-    for method in METHODS:
-        for k in range(p.continual_seeds):
+    for k in range(p.continual_seeds):
+        for method in METHODS:
             yield partial(continual.class_by_class, run, method, repetition=k)
-    for method in continual.PAPERS:
-        for k in range(p.continual_seeds):
+        for method in continual.PAPERS:
             yield partial(continual.class_by_class, run, method, repetition=k, network=continual.WHOLE)
     for capacity in p.capacities:
         yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)
@@ -365,11 +365,12 @@ def _weigh(line: Line, one: Asked, key: str, counts: dict[str, int], net: Networ
     else:
         drawn *= len(s["names"]) if one.stage == "amputated" else 1
         kept = drawn * picture
-    if one.stage in TRAINED:
-        memory += MOMENTS * _trained(one, net) * students + 4 * net.whole
     if one.stage in DISTILLING:
         turns = classes if one.stage == "class-by-class-taught" else 1
         line.pictures += int(s["steps"]) * int(s["batch"]) * students * turns
+    if one.stage in TRAINED:
+        beside = min(students, tuning.TOGETHER) if one.stage == "search" else students
+        memory += MOMENTS * _trained(one, net) * beside + 4 * net.whole
     line.disk, line.drawn, line.memory = line.disk + kept, line.drawn + drawn, max(line.memory, memory)
 
 

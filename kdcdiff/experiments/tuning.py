@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kdcdiff.training.distill import distill_together
 from kdcdiff.training.losses import BKSDMLoss, DistillationLoss, KDCLoss
 
 TENTH = 10  # every tenth training picture validates
+TOGETHER = 6  # candidates in memory at a time; each ends as if it were trained alone
 
 
 def _over(make: type[DistillationLoss], **values: Sequence[float]) -> dict[str, DistillationLoss]:
@@ -42,7 +43,7 @@ CANDIDATES: dict[str, dict[str, DistillationLoss]] = {  # objective -> as many c
 }  # fmt: skip
 
 
-def halves(latents: LatentSet) -> tuple[LatentSet, LatentSet]:
+def parted(latents: LatentSet) -> tuple[LatentSet, LatentSet]:
     """Part the training latents: nine tenths to learn from, and one on which weights are chosen."""
     validates = torch.arange(len(latents)) % TENTH == TENTH - 1
     return latents.subset(~validates), latents.subset(validates)
@@ -58,16 +59,18 @@ def search(run: Run, objective: str) -> Artifact:
     ) -> None:  # fmt: skip
         pipeline = stages.teacher(run)
         teacher, scheduler = pipeline.unet, pipeline.scheduler
-        learnt, validation = halves(stages.latents(run).of_classes(classes))
-        students = {name: (surgery.shrink(teacher, variant), loss) for name, loss in candidates.items()}
-        distill_together(
-            students, teacher, learnt, scheduler, steps=steps, batch=batch, lr=lr, warmup=steps // 10, seed=seed,
-            folder=folder / "checkpoint", checkpoint_every=20, log_every=steps, norms_every=0,
-            describe=f"{len(students)} candidates",
-        )  # fmt: skip
-        distances = {
-            name: heldout_errors(unet, teacher, validation, scheduler, seed)[1] for name, (unet, _) in students.items()
-        }
+        learnt, validation = parted(stages.latents(run).of_classes(classes))
+        distances: dict[str, float] = {}
+        waiting = iter(candidates.items())
+        while some := dict(islice(waiting, TOGETHER)):
+            students = {name: (surgery.shrink(teacher, variant), loss) for name, loss in some.items()}
+            distill_together(
+                students, teacher, learnt, scheduler, steps=steps, batch=batch, lr=lr, warmup=steps // 10, seed=seed,
+                folder=folder / "checkpoint" / f"{len(distances)}", checkpoint_every=20, log_every=steps,
+                norms_every=0, describe=f"{len(students)} candidates",
+            )  # fmt: skip
+            for name, (unet, _) in students.items():
+                distances[name] = heldout_errors(unet, teacher, validation, scheduler, seed)[1]
         (folder / "distances.json").write_text(json.dumps(distances, indent=1))
 
     settings: dict[str, Any] = {

@@ -2,9 +2,9 @@
 
 For example:
 
-    asked = requests("flora", flora.BASE, 4)                                # kdcdiff.data.attributes; half of them new
+    asked = requests("flora", flora.BASE, 4)  # kdcdiff.data.attributes; half of them new
     images = generate(pipeline, [request.prompt for request in asked], seed=0)
-    compliance(images, asked, load_reader())                          # {"colour": Estimate, ..., "all": Estimate}
+    compliance(images, asked, load_reader())  # {"colour": Estimate, ..., "all": Estimate}
 """
 
 from __future__ import annotations

@@ -194,14 +194,13 @@ def train_unet(
     """Denoising training on cached latents and prompt embeddings; the pipeline's U-Net is trained in place.
 
     `even` spaces the time steps of a batch. After `inner_steps` (0: all) the stages that see the fewest places stay as
-    they are: their gradients are small by then, but AdamW's steps are not, and what reads stages that wander learns to
-    ignore them (`book/teachers.md`).
+    they are, so that what reads them goes on needing them; `book/teachers.md` has the trainings that show it.
     """
     unet = pipeline.unet.to(memory_format=torch.channels_last)
-    inner = nn.ModuleList([unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]])
+    inner = nn.ModuleList([unet.down_blocks[-1], unet.mid_block, unet.up_blocks[0]] if inner_steps else [])
 
     def batch_of(step: int, generator: torch.Generator) -> DenoisingBatch:
-        inner.requires_grad_(not inner_steps or step < inner_steps)
+        inner.requires_grad_(step < inner_steps)
         rows = draw_rows(batch, len(latents), generator)
         return denoising_batch(latents, rows, pipeline.scheduler, generator, dropout, even)
 

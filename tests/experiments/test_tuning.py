@@ -19,7 +19,7 @@ def test_both_objectives_have_equally_many_candidates_and_all_keep_their_terms()
 
 def test_a_tenth_of_every_class_validates_and_nothing_is_in_both(opened):
     latents = stages.latents(opened())
-    learnt, validation = tuning.halves(latents)
+    learnt, validation = tuning.parted(latents)
     assert len(learnt) + len(validation) == len(latents) and len(validation) == len(latents) // 10
     rows = [{tuple(row) for row in part.mean.flatten(1)[:, :8].tolist()} for part in (learnt, validation)]
     assert not rows[0] & rows[1]
