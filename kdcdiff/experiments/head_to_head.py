@@ -118,6 +118,11 @@ def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) 
     return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
+def longer(run: Run) -> list[Cell]:
+    """List the `MAIN` objectives on the first network, each trained as many times longer as the run's profile says."""
+    return [Cell(objective, NETWORKS[0], samples=run.profile.contest_longer) for objective in MAIN]
+
+
 def seeds(run: Run) -> list[int]:
     """List the seeds of the students that the run's profile asks for."""
     return [run.seed + k for k in range(run.profile.contest_seeds)]

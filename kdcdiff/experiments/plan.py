@@ -196,7 +196,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(ablation.one_seed, run, cells, run.seed, steps=p.grid_steps, images=0)
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
-    for cell in head_to_head.cells(head_to_head.networks(run)):
+    for cell in (*head_to_head.cells(head_to_head.networks(run)), *head_to_head.longer(run)):
         for seed in head_to_head.seeds(run):
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)

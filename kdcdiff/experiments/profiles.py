@@ -88,6 +88,7 @@ class Profile:
     # both papers' objectives on equal terms; steps, batch and pictures are those above
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
+    contest_longer: int = _size(10, 2)  # how many times as many steps the objectives meet once more, on one network
 
     # how students behave; as many seeds as in the contest
     guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's
@@ -152,6 +153,7 @@ PROFILES = {
         temperatures=(1.0, 4.0),
         contest_networks=1,
         contest_seeds=2,
+        contest_longer=2,
         guidances=(2.0, 9.5),
         guided_images=2,
         subject_steps=2,
@@ -186,6 +188,7 @@ PROFILES = {
         grid_steps=20,
         contest_networks=1,
         contest_seeds=2,
+        contest_longer=3,
         guidances=(2.0, 4.5, 9.5),
         guided_images=2,
         subject_steps=100,
@@ -222,6 +225,7 @@ PROFILES = {
         ablation_batch=64,
         ablation_images=100,
         grid_steps=2_000,
+        contest_longer=5,
         guided_images=50,
         subject_steps=800,
         subject_batch=1,
@@ -270,6 +274,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
     "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
     "contest_networks": "ours: those of both papers", "contest_seeds": _OURS,
+    "contest_longer": _BK_SETUP + ": 50K iterations, five times ours",
     "guidances": "BK-SDM, section 5.1.3 and Figure 7", "guided_images": "ours: BK-SDM draws 5,000 in all",
     "subject_steps": _BK_SETUP + ": 800", "subject_rate": _BK_SETUP + ": 1e-6",
     "subject_batch": "ours: BK-SDM prints none", "subject_prior": "ours: BK-SDM prints none",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,15 +66,17 @@ def _to_jpeg(pictures: Tensor) -> Tensor:
     check(math.prod(side) <= MOST_PIXELS, "picture", tuple(side), f"at most {MOST_PIXELS:,} pixels are decoded")
     rows = np.zeros((len(pictures), size), np.uint8)
     for row, picture in zip(rows, check_images(pictures), strict=True):
-        code = next((c for quality in QUALITIES if len(c := _coded(picture, quality)) <= size), b"")
+        codes = (as_file(picture, "JPEG", quality=quality, optimize=True) for quality in QUALITIES)
+        code = next((code for code in codes if len(code) <= size), b"")
         check(code != b"", "picture", tuple(picture.shape), f"does not fit {size:,} bytes as JPEG")
         row[: len(code)] = np.frombuffer(code, np.uint8)
     return torch.from_numpy(rows)
 
 
-def _coded(picture: Tensor, quality: int) -> bytes:
+def as_file(picture: Tensor, kind: str, **options: Any) -> bytes:
+    """Return a picture (3, H, W) uint8 as the bytes of a file of Pillow's `kind`, with its `options` for that kind."""
     stream = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(stream, "JPEG", quality=quality, optimize=True)
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(stream, kind, **options)
     return stream.getvalue()
 
 

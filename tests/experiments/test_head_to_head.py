@@ -92,6 +92,10 @@ def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_s
     assert len(asked) == len(head_to_head.cells())
     sizes = {(one.settings["steps"], one.settings["batch"]) for one in asked}
     assert sizes == {(8, 4), (2, 16), (8, 16)}, "equal samples, or equal steps"
+    with contextlib.suppress(FileNotFoundError):
+        head_to_head.student(run, head_to_head.longer(run)[1], 0)
+    (more,) = (one.settings for one in store.asked.values() if one.stage == "recipe" and one not in asked)
+    assert (more["objective"], more["steps"], more["batch"]) == ("bk-sdm", 16, 4), "longer, on the same batches"
     searches = {key: one.settings["candidates"] for key, one in store.asked.items() if one.stage == "search"}
     assert list(searches.values()) == [tuning.CANDIDATES["kdc-diff"], tuning.CANDIDATES["bk-sdm"]]
     for one in asked:
