@@ -44,6 +44,7 @@ class Result:
     seed: int | None = None
     device: str = ""
     chapter: str = ""  # by its slug
+    replicates: tuple[float, ...] = ()  # of a mean over seeds or orders, each one's value
 
 
 class Results:
@@ -78,8 +79,8 @@ class Results:
         interval = (_number(name, e.low), _number(name, e.high)) if known else None
         if interval and interval[0] > interval[1]:
             raise ValueError(f"{name}: its interval {interval} runs backwards")
-        count = e.n if e.n is None else int(e.n)
-        result = Result(name, _number(name, e.value), unit or e.unit, interval, count, **where)
+        count, each = e.n if e.n is None else int(e.n), tuple(_number(name, x) for x in e.replicates)
+        result = Result(name, _number(name, e.value), unit or e.unit, interval, count, replicates=each, **where)
         with self._changed() as data:
             entry = _entry(result)
             before = data["results"].setdefault(name, entry)
@@ -112,8 +113,8 @@ class Results:
         data = _read(Path(path))
         results = {}
         for name, entry in data["results"].items():
-            interval = entry["interval"]
-            results[name] = Result(name, **(entry | {"interval": interval and tuple(interval)}))
+            interval, each = entry["interval"], tuple(entry.get("replicates", ()))
+            results[name] = Result(name, **(entry | {"interval": interval and tuple(interval), "replicates": each}))
         for entry in data["stages"].values():
             for what, unit, join in (("seconds", "s", sum), ("peak_bytes", "B", max)):
                 name = f"stage.{entry['stage']}.{what}"
@@ -158,7 +159,7 @@ def _forget(data: dict[str, Any], gone: Callable[[str], bool]) -> None:
 def _entry(result: Result) -> dict[str, Any]:
     entry = dataclasses.asdict(result)
     del entry["name"]
-    entry["interval"] = result.interval and list(result.interval)
+    entry |= {"interval": result.interval and list(result.interval), "replicates": list(result.replicates)}
     return entry
 
 

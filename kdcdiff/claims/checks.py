@@ -116,11 +116,13 @@ class Checker:
                 difference = as_estimate(a) - b if ">" in sign else as_estimate(b) - a
                 results.append(difference.above(0))
                 if not difference.is_exact:
-                    self.ps.append(p_value(difference, self._smallest()))
+                    self.ps.append(p_value(difference, difference.n or self._smallest()))
+                paired = " (paired)" if difference.n else ""
             else:
                 results.append(bool(function(a, b)))
+                paired = ""
             verdict = {True: "holds", False: "does not hold", None: "is open"}[results[-1]]
-            self.trace.append(f"{show(a)} {sign} {show(b)} {verdict}")
+            self.trace.append(f"{show(a)} {sign} {show(b)} {verdict}{paired}")
         return self._join(True, results)
 
     # The papers' cells and numbers.
@@ -250,7 +252,7 @@ class Checker:
         self.read.append(name)
         value, exact = float(found.value), found.unit in EXACT_UNITS
         low, high = found.interval or ((value, value) if exact else (-math.inf, math.inf))
-        return Estimate(value, min(low, value), max(high, value))
+        return Estimate(value, min(low, value), max(high, value), replicates=found.replicates)
 
     def _smallest(self) -> int | None:
         """The smallest number of samples among the evidence read so far; None where none says."""

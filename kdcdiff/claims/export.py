@@ -62,6 +62,7 @@ SCHEMA: dict[str, dict[str, str]] = {  # of each file of our own making: its col
         "low": "lower end of its 95 % interval",
         "high": "upper end of its 95 % interval",
         "n": "samples behind it: trained students, or pictures of one model",
+        "replicates": "of a mean over seeds or orders of classes, each one's value, blank between",
         "unit": "what it is counted in",
         "profile": "tier",
         "dataset": "data set",

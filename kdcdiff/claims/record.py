@@ -23,7 +23,8 @@ from kdcdiff.errors import check
 
 MEANINGLESS = "smoke"  # the profile that tests the code and measures nothing
 VERDICT_COLUMNS = ("id", "verdict", "tier", "dataset")
-EVIDENCE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "profile", "dataset", "device", "chapter")
+WHERE = ("unit", "profile", "dataset", "device", "chapter")
+EVIDENCE_COLUMNS = ("name", "value", "low", "high", "n", "replicates", *WHERE)
 COST = "stage."  # what making an artifact cost: shown on the status page, all of it, and no finding
 
 
@@ -34,6 +35,7 @@ class Recorded:
     value: float
     interval: tuple[float, float] | None
     n: int | None
+    replicates: tuple[float, ...]
     unit: str
     profile: str
     dataset: str
@@ -59,8 +61,9 @@ def evidence() -> dict[str, Recorded]:
 def _recorded(row: Mapping[str, str]) -> Recorded:
     interval = (float(row["low"]), float(row["high"])) if row["low"] else None
     n = int(row["n"]) if row["n"] else None
-    where = {k: row[k] for k in ("unit", "profile", "dataset", "device", "chapter")}
-    return Recorded(value=float(row["value"]), interval=interval, n=n, **where)
+    where = {key: row[key] for key in WHERE}
+    replicates = tuple(map(float, row["replicates"].split()))
+    return Recorded(value=float(row["value"]), interval=interval, n=n, replicates=replicates, **where)
 
 
 def changed(judged: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
@@ -80,8 +83,8 @@ def changed(judged: Iterable[Verdict]) -> list[tuple[Verdict, str]]:
 def line(name: str, result: Evidence) -> tuple[Any, ...]:
     """Lay a result out in ``evidence.csv``'s columns."""
     low, high = map(float, result.interval) if result.interval else ("", "")  # a whole number is written as it is read
-    where = (result.unit, result.profile, result.dataset, result.device, result.chapter)
-    return (name, float(result.value), low, high, result.n or "", *where)
+    where, each = (getattr(result, key) for key in WHERE), " ".join(map(repr, result.replicates))
+    return (name, float(result.value), low, high, result.n or "", each, *where)
 
 
 def write(judged: Iterable[Verdict], results: Mapping[str, Evidence], folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ class Estimate:
     """A value with its 95 % interval: of no width where it is exact, infinite where it is unknown.
 
     `n` counts the samples behind it, in what the replication is over (pictures, pairs, seeds, rounds). Sums and
-    differences take two intervals as independent and combine their arms by the square-root method (Zou & Donner 2008,
-    doi:10.1002/sim.3095), which respects lopsided intervals; they keep no `n`,
-    where a multiple does.
+    differences of two that have as many `replicates` are taken replicate by replicate: students of one seed share their
+    batches, methods of one repetition the order of the classes. Of others the two intervals are taken as independent,
+    and their arms combined by the square-root method (Zou & Donner 2008, doi:10.1002/sim.3095), which respects lopsided
+    intervals; such sums keep no `n`, where a multiple does.
     """
 
     value: float
@@ -41,6 +42,7 @@ class Estimate:
     n: int | None = None
     unit: str = ""
     extractor: str = ""  # what it was seen through
+    replicates: tuple[float, ...] = field(default=(), repr=False)  # one value for each seed or order, in their order
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -56,6 +58,8 @@ class Estimate:
 
     def __add__(self, other: Estimate | float) -> Estimate:
         o = as_estimate(other)
+        if self.replicates and len(self.replicates) == len(o.replicates):
+            return over_seeds(np.add(self.replicates, o.replicates))
         value = self.value + o.value
         down = math.hypot(self.value - self.low, o.value - o.low)
         up = math.hypot(self.high - self.value, o.high - o.value)
@@ -72,7 +76,7 @@ class Estimate:
 
     def __mul__(self, factor: float) -> Estimate:
         low, high = sorted((self.low * factor, self.high * factor)) if factor else (0.0, 0.0)
-        return Estimate(self.value * factor, low, high, self.n)
+        return Estimate(self.value * factor, low, high, self.n, replicates=tuple(x * factor for x in self.replicates))
 
     def __truediv__(self, factor: float) -> Estimate:
         return self * (1 / factor)
@@ -145,13 +149,13 @@ def over_seeds(
     Of a single seed there is no interval: it is infinite, and decides nothing. Nor is there one of seeds that agree to
     the last digit, as shares of a few pictures do by chance: it is as wide as `within`.
     """
-    mean, n = float(np.mean(values)), len(values)
+    mean, n, low, high = float(np.mean(values)), len(values), *within
     if n < 2:
-        return Estimate(mean, -math.inf, math.inf, n, unit)
-    if np.ptp(values) <= 1e-12 * max(abs(mean), 1):
-        return Estimate(mean, float(within[0]), float(within[1]), n, unit)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return Estimate(mean, float(max(mean - half, within[0])), float(min(mean + half, within[1])), n, unit)
+        low, high = -math.inf, math.inf
+    elif np.ptp(values) > 1e-12 * max(abs(mean), 1):
+        half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+        low, high = max(mean - half, low), min(mean + half, high)
+    return Estimate(mean, float(low), float(high), n, unit, replicates=tuple(map(float, values)))
 
 
 def ratio(values: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray, unit: str = "") -> Estimate:

@@ -8,10 +8,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdcdiff import claims
-from kdcdiff.book.results import Result
+from kdcdiff.book.results import Result, Results
 from kdcdiff.claims import checks, judging, record, tables
 from kdcdiff.claims.model import (
     AGREES,
@@ -27,6 +28,7 @@ from kdcdiff.claims.model import (
     Claim,
 )
 from kdcdiff.errors import UserError
+from kdcdiff.metrics.estimate import over_seeds
 
 EXCERPTS = Path(__file__).parent / "excerpts"  # the tables as they stand in the papers' text
 BY_ID = {c.id: c for c in claims.load()}
@@ -326,6 +328,23 @@ def test_the_difference_of_two_intervals_combines_in_quadrature():
     assert checker.decide('seen("teacher.class_accuracy") > seen("x") + 0.1') is None
     assert checker.decide('not seen("teacher.class_accuracy") > seen("x") + 0.1') is None
     assert checker.ps[0] < 0.05 < checker.ps[1]
+
+
+def test_figures_over_the_same_seeds_are_compared_seed_by_seed(tmp_path):
+    seeds, names = (0.1, 0.5, 0.2, 0.9, 0.4), ("continual.naive.forgetting", "continual.original.naive.forgetting")
+    results = Results(tmp_path / "results.json")
+    for name, gain in zip(names, ((0.05, 0.06, 0.05, 0.04, 0.05), (0.0,) * 5), strict=True):
+        where = {"profile": "mini", "dataset": "flora", "device": "cpu", "chapter": "latent-replay"}
+        results.record(name, over_seeds(np.add(seeds, gain)), **where)
+    read = Results.load(results.path)
+    verdict = claims.judge(BY_ID["kdc.intro.pruned-forgets"], read)
+    assert verdict.outcome == "same direction" and "(paired)" in verdict.reason and verdict.p < 0.001
+    alone = {name: dataclasses.replace(read[name], replicates=()) for name in names}
+    assert claims.judge(BY_ID["kdc.intro.pruned-forgets"], alone).outcome == "undecided", "two independent means"
+    judged = [claims.judge(BY_ID["kdc.intro.pruned-forgets"], read)]
+    record.write(judged, read, tmp_path)
+    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "evidence.csv").open())}
+    assert [float(x) for x in rows[names[1]]["replicates"].split()] == list(seeds), "and so on record"
 
 
 def test_many_measured_claims_are_corrected_for_their_number():

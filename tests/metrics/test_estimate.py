@@ -36,6 +36,18 @@ def test_sums_and_differences_combine_the_arms_that_meet():
     assert (1 + a, a - 1, 9 - a) == (Estimate(6, 5, 9), Estimate(4, 3, 7), Estimate(4, 1, 5))
 
 
+def test_means_over_the_same_seeds_are_compared_seed_by_seed():
+    seeds = np.random.default_rng(0).normal(size=5)  # what a seed brings to both, and a small gain that it hides
+    one, other = over_seeds(seeds + [0.10, 0.11, 0.12, 0.10, 0.09]), over_seeds(seeds)
+    gain = over_seeds([0.10, 0.11, 0.12, 0.10, 0.09])
+    assert (one - other).interval == pytest.approx(gain.interval) and (one - other).n == 5
+    assert (one - 0.5 * other).replicates == pytest.approx(np.subtract(one.replicates, seeds / 2))
+    assert one.above(other) is True and around(one.value, 1).above(around(other.value, 1)) is None
+    fewer = over_seeds(seeds[:4])
+    assert one.above(fewer) is None and (one - fewer).n is None, "as many on both sides, or they are independent"
+    assert over_seeds([0.5, 0.5]).above(over_seeds([0.4, 0.4])) is None, "seeds that agree to the last digit"
+
+
 def test_a_factor_scales_and_a_negative_one_turns_the_interval():
     a = Estimate(5, 4, 8)
     assert (2 * a, -a, a / -2) == (Estimate(10, 8, 16), Estimate(-5, -8, -4), Estimate(-2.5, -4, -2))
