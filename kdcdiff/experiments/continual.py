@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,16 @@ class ClassByClass:
 WHOLE = "original"  # the network from which nothing is cut: the teacher
 
 
+class Arm(NamedTuple):
+    """A method of `kdcdiff.training.continual`, and whether its memory has the base classes too, from the beginning."""
+
+    method: str
+    base: bool = False
+
+
+ARMS = {name: Arm(name) for name in continual.METHODS} | {"latent-replay-base": Arm("latent-replay", base=True)}
+
+
 def class_order(run: Run, repetition: int) -> tuple[str, ...]:
     """The novel classes in the order of a repetition: the source's own for number 0, then seeded shuffles."""
     classes = run.source.novel[: run.profile.continual_classes]
@@ -79,7 +89,7 @@ def class_by_class(
     run: Run, method: str, *, repetition: int = 0, capacity: int | None = None, codec: str = "fp16",
     network: str | None = None,
 ) -> ClassByClass:  # fmt: skip
-    """The distilled student learns the novel classes one after another by `method`; measured after every class.
+    """The distilled student learns the novel classes one after another by `method` of `ARMS`; measured after each.
 
     `repetition` numbers runs, each with a seed and an order of its own; `capacity` replaces the profile's; `network`
     learns in the place of the profile's student, `WHOLE` being the teacher itself. UserError: an unknown method.
@@ -92,7 +102,8 @@ def class_by_class(
     ) -> None:  # fmt: skip
         pipeline = stages.teacher(run) if variant == WHOLE else stages.student(run, variant)
         classifier = stages.classifier(run)
-        known, joint = run.source.classes, continual.METHODS[method].joint
+        arm, known = ARMS[method], run.source.classes
+        joint = continual.METHODS[arm.method].joint
         side = image_size(pipeline)
         matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
         seen_images = torch.full((*matrix.shape, count, 3, side, side), 255, dtype=torch.uint8)
@@ -117,8 +128,8 @@ def class_by_class(
 
         before = scores(draw(pipeline.unet, order, count), len(order))
         memory = continual.learn(
-            pipeline.unet, stages.latents(run), order, pipeline.scheduler, method,
-            seed=seed, folder=folder / "checkpoint", origin=origin_of(pipeline.vae),
+            pipeline.unet, stages.latents(run), order, pipeline.scheduler, arm.method,
+            base=base if arm.base else (), seed=seed, folder=folder / "checkpoint", origin=origin_of(pipeline.vae),
             pixels=stages.images(run, "train").images, encoder=lambda pixels: encode(pipeline.vae, pixels)[0],
             generate=generate, after_stage=measure, **training,
         )  # fmt: skip
@@ -131,7 +142,7 @@ def class_by_class(
         save_file({"matrix": matrix, "images": seen_images}, folder / "run.safetensors")
         (folder / "run.json").write_text(json.dumps(words))
 
-    check(method in continual.METHODS, "method", method, f"must be one of {', '.join(continual.METHODS)}")
+    check(method in ARMS, "method", method, f"must be one of {', '.join(ARMS)}")
     order, learner = class_order(run, repetition), network or profile.variant
     settings = {
         "method": method,
@@ -186,10 +197,10 @@ def as_many_bytes(run: Run, codec: str) -> int:
 
 
 def compare_methods(run: Run) -> dict[str, list[ClassByClass]]:
-    """Every method in every order; a memory of pictures gets as many bytes as that of latents. Made side by side."""
+    """Each of `ARMS` in every order; a memory of pictures gets as many bytes as that of latents. Made side by side."""
     pictures = {method: kind.codec for method, kind in continual.METHODS.items() if kind.replay == "pixels"}
     weighed = {method: {"capacity": as_many_bytes(run, codec)} for method, codec in pictures.items()}
-    return _in_every_order(run, {method: weighed.get(method, {}) for method in continual.METHODS})
+    return _in_every_order(run, {method: weighed.get(method, {}) for method in ARMS})
 
 
 PAPERS = ("naive", "latent-replay")  # KDC-Diff-CL, which has no memory, and KDC-Diff
@@ -220,17 +231,21 @@ def sweep_memory(run: Run) -> dict[str, list[ClassByClass]]:
 def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
     """`retention` and each of `MEASURES` that a method has, over its runs."""
     names = [name for name in MEASURES if len(repetitions[0].matrix) > 1 or name.endswith("accuracy")]
-    found = {
-        name: over_seeds([MEASURES[name](r.matrix) for r in repetitions], within=(0 if "accuracy" in name else -1, 1))
-        for name in names
+    signed = ("forgetting", "backward_transfer")
+    return {
+        name: over_seeds(each_of(repetitions, name), within=(-1 if name in signed else 0, 1))
+        for name in (*names, "retention")
     }
-    return found | {"retention": over_seeds([r.retention for r in repetitions], within=(0, 1))}
+
+
+def each_of(repetitions: Sequence[ClassByClass], measure: str) -> np.ndarray:
+    """``retention`` or one of `MEASURES` of each repetition, (repetitions,)."""
+    return np.array([r.retention if measure == "retention" else MEASURES[measure](r.matrix) for r in repetitions])
 
 
 def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measure: str) -> np.ndarray:
-    """How much more `one` has of a measure of `MEASURES` than `other`, order by order, (repetitions,)."""
-    pairs = zip(one, other, strict=True)
-    return np.array([MEASURES[measure](a.matrix) - MEASURES[measure](b.matrix) for a, b in pairs])
+    """How much more `one` has of ``retention`` or of one of `MEASURES` than `other`, order by order, (repetitions,)."""
+    return np.subtract(*(each_of(repetitions, measure) for repetitions in (one, other)))
 
 
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:

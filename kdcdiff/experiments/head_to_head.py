@@ -64,7 +64,8 @@ def tuned(name: str, loss: DistillationLoss) -> DistillationLoss:
 class Cell:
     """An objective on a network, at so many times the batch, and so many times the samples.
 
-    A `larger` batch alone has as many times fewer steps; with as many times the `samples` it has equal steps.
+    A `larger` batch alone has as many times fewer steps; with as many times the `samples` it has equal steps, and where
+    there are more of them than that, more steps.
     """
 
     objective: str
@@ -76,7 +77,8 @@ class Cell:
     def name(self) -> str:
         """Name it as its results are recorded: ``recipe.<name>.<endpoint>``."""
         sizes = {"batch": self.larger, "samples": self.samples}
-        return f"{self.objective}{''.join(f'-{size}-{n}' for size, n in sizes.items() if n > 1)}.{self.network}"
+        told = "".join(f"-{size}-{n}" for size, n in sizes.items() if n > 1)
+        return f"{self.objective}{'-longer' if self.samples > self.larger else told}.{self.network}"
 
 
 def networks(run: Run) -> tuple[str, ...]:

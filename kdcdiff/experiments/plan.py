@@ -41,7 +41,6 @@ from kdcdiff.models import surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, CONFIGS, TEXT_ENCODER
 from kdcdiff.models.shipped import SHIPPED, find_pipeline, shipped_for
 from kdcdiff.store import Artifact, Store, content_key
-from kdcdiff.training.continual import METHODS
 
 OXFORD_CLASSES = 102
 TIMED = ("sd-1", "sd-2", "bk-sdm-base", "bk-sdm-small", "kdc-described")  # by the chapter on surgery
@@ -201,7 +200,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)
     for k in range(p.continual_seeds):
-        for method in METHODS:
+        for method in continual.ARMS:
             yield partial(continual.class_by_class, run, method, repetition=k)
         for method in continual.PAPERS:
             yield partial(continual.class_by_class, run, method, repetition=k, network=continual.WHOLE)

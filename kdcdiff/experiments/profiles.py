@@ -88,7 +88,7 @@ class Profile:
     # both papers' objectives on equal terms; steps, batch and pictures are those above
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
-    contest_longer: int = _size(10, 2)  # how many times as many steps the objectives meet once more, on one network
+    contest_longer: int = _size(5, 2)  # how many times as many steps the objectives meet once more, on one network
 
     # how students behave; as many seeds as in the contest
     guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's
@@ -188,7 +188,7 @@ PROFILES = {
         grid_steps=20,
         contest_networks=1,
         contest_seeds=2,
-        contest_longer=3,
+        contest_longer=2,
         guidances=(2.0, 4.5, 9.5),
         guided_images=2,
         subject_steps=100,
@@ -225,7 +225,6 @@ PROFILES = {
         ablation_batch=64,
         ablation_images=100,
         grid_steps=2_000,
-        contest_longer=5,
         guided_images=50,
         subject_steps=800,
         subject_batch=1,

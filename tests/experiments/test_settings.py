@@ -128,13 +128,13 @@ def test_methods_differ_in_their_name_and_in_no_other_setting(tmp_path):
     run = open_run("smoke", "flora", 0, tmp_path)
     store = plan._Noting()
     run = dataclasses.replace(run, store=store)
-    for method in METHODS:
+    for method in continual.ARMS:
         with contextlib.suppress(FileNotFoundError):
             continual.class_by_class(run, method, capacity=3)
     asked = [one.settings for one in store.asked.values() if one.stage == "class-by-class"]
-    assert [settings["method"] for settings in asked] == list(METHODS)
+    assert [settings["method"] for settings in asked] == list(continual.ARMS)
     assert all({**settings, "method": ""} == {**asked[0], "method": ""} for settings in asked)
-    assert asked[0]["codec"] == "fp16" and continual.PICTURES.keys() == {m for m, own in METHODS.items() if own.codec}
+    assert asked[0]["codec"] == "fp16" and {arm.method for arm in continual.ARMS.values()} == set(METHODS)
 
 
 def works():
