@@ -249,9 +249,13 @@ def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measu
 
 
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:
-    """KID of each class seen so far (columns) after each stage (rows) against its real pictures; NaN for later ones."""
+    """KID of each class seen so far (columns) after each stage (rows) against its `real` pictures; NaN for later ones.
+
+    Where all classes are learnt at once the one row has all of them.
+    """
     known = [extract(real.of_classes([name]).images, extractor) for name in own.order]
-    values = np.full(own.matrix.shape, np.nan)
-    for i, j in zip(*np.tril_indices(len(values)), strict=True):
+    rows, columns = own.matrix.shape
+    values = np.full((rows, columns), np.nan)
+    for i, j in zip(*np.tril_indices(rows, columns - rows, columns), strict=True):
         values[i, j] = kid(extract(own.images[i, j], extractor), known[j]).value
     return values

@@ -43,6 +43,11 @@ def forward_transfer(R: np.ndarray, baseline: np.ndarray) -> float:
     return float(np.mean([R[j - 1, j] - baseline[j] for j in range(1, len(R))]))
 
 
+def average_incremental(R: np.ndarray) -> float:
+    """Return the mean over stages of the mean score on all that has been learnt by then (AIQ, Zhang et al. 2024)."""
+    return float(np.mean([np.mean(R[i, : i + 1]) for i in range(len(R))]))
+
+
 @dataclass(frozen=True)
 class Record:
     """A matrix of scores that grows in a folder as classes are learnt, a file for each stage and a table of all.

@@ -15,7 +15,13 @@ from safetensors.torch import load_file
 from kdcdiff.data.latents import LatentSet
 from kdcdiff.errors import UserError
 from kdcdiff.metrics.estimate import of_shares
-from kdcdiff.metrics.forgetting import average_accuracy, backward_transfer, forgetting, forward_transfer
+from kdcdiff.metrics.forgetting import (
+    average_accuracy,
+    average_incremental,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+)
 from kdcdiff.models.pipeline import SCHEDULER
 from kdcdiff.training import continual
 from kdcdiff.training.distill import distillation_loss
@@ -88,6 +94,7 @@ def test_the_measures_by_hand():
     assert average_accuracy(R) == pytest.approx(0.6)
     assert backward_transfer(R) == pytest.approx(((0.6 - 0.9) + (0.2 - 0.8)) / 2)
     assert forgetting(R) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.2)) / 2)
+    assert average_incremental(R) == pytest.approx((0.9 + (0.5 + 0.8) / 2 + 0.6) / 3)
 
 
 def test_forward_transfer_by_hand():
