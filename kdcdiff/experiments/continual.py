@@ -251,11 +251,14 @@ def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measu
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:
     """KID of each class seen so far (columns) after each stage (rows) against its `real` pictures; NaN for later ones.
 
-    Where all classes are learnt at once the one row has all of them.
+    Where all classes are learnt at once the one row has all of them. Of so few pictures each subset holds all: ten of
+    them, which differ in the real pictures, stand in the place of a hundred of half the size.
     """
     known = [extract(real.of_classes([name]).images, extractor) for name in own.order]
     rows, columns = own.matrix.shape
     values = np.full((rows, columns), np.nan)
     for i, j in zip(*np.tril_indices(rows, columns - rows, columns), strict=True):
-        values[i, j] = kid(extract(own.images[i, j], extractor), known[j]).value
+        drawn = extract(own.images[i, j], extractor)
+        size = min(len(drawn.rows), len(known[j].rows))
+        values[i, j] = kid(drawn, known[j], subsets=10, subset_size=size).value
     return values
