@@ -34,7 +34,8 @@ TEXT = (  # a paragraph or an item each; {name:format} is a figure
     "the class asked for in {head.accuracy:+.3f} more of their images than BK-SDM's, seed by seed over five seeds; "
     "their distance to the teacher's prediction is smaller by {head.distance:+.4f}. So with BK-SDM's printed weights; "
     "with weights searched for on both sides the same two are {head.tuned.accuracy:+.3f} and "
-    "{head.tuned.distance:+.4f}.",
+    "{head.tuned.distance:+.4f}. At printed weights again, on one network and after {head.longer.steps} steps instead "
+    "of {head.steps}, they are {head.longer.bk-sdm.accuracy:+.3f} and {head.longer.bk-sdm.distance:+.4f}.",
     "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share "
     "of its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
 )
