@@ -14,7 +14,6 @@ from scipy import stats
 
 from kdcdiff.errors import check
 
-DRAWS = 2000  # from a posterior, behind a credible interval
 RESAMPLES = 1000  # of a bootstrap
 UNKNOWN = "no interval"  # in the place of bounds that are infinite: there is nothing between them to read
 _NEGATIVE_ZERO = re.compile(r"-(?=0[0.,]*%?$)")
@@ -182,18 +181,6 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Estimate:
     half = 1.96 * math.sqrt((1 + rho**2 / 2) / (n - 3))
     middle = np.arctanh(np.clip(rho, -0.999999, 0.999999))
     return Estimate(rho, float(np.tanh(middle - half)), float(np.tanh(middle + half)), n, "rank correlation")
-
-
-def of_shares(shares: np.ndarray, shots: int, measure: Callable[[np.ndarray], float], unit: str = "") -> Estimate:
-    """`measure` of an array of shares of `shots` pictures each; entries that are NaN count as 0.
-
-    Each share is drawn from its posterior under Jeffreys' prior, Beta(hits + 1/2, misses + 1/2). It covers which
-    pictures were drawn from a trained model, not which model another seed would have given.
-    """
-    rng, hits = np.random.default_rng(0), np.nan_to_num(shares) * shots
-    values = [measure(rng.beta(hits + 0.5, shots - hits + 0.5)) for _ in range(DRAWS)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(float(measure(shares)), float(low), float(high), shots, unit)
 
 
 def jackknife(leave_out: Callable[[int], Any], groups: int, shrink: float = 1.0) -> float:

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from kdcdiff.experiments import stages, tuning
@@ -42,8 +43,10 @@ def test_the_closest_candidate_is_chosen_and_the_test_pictures_are_never_opened(
         assert tuning.chosen("kdc-diff", search) == few[nearest]
 
 
-def test_candidates_start_from_the_same_weights_and_see_the_same_batches(opened, monkeypatch):
+@pytest.mark.parametrize("together", [1, 2])
+def test_candidates_start_from_the_same_weights_and_see_the_same_batches(opened, monkeypatch, together):
     same = {"one": BKSDMLoss(), "other": BKSDMLoss()}
     monkeypatch.setitem(tuning.CANDIDATES, "bk-sdm", same)
+    monkeypatch.setattr(tuning, "TOGETHER", together)  # trained beside each other, or one after the other
     found = tuning.searched(opened(grid_steps=2), ["bk-sdm"])["bk-sdm"]
     assert torch.isclose(*(torch.tensor(d) for d in found.values()))

@@ -13,7 +13,6 @@ from kdcdiff.metrics.estimate import (
     as_estimate,
     jackknife,
     mean_of,
-    of_shares,
     over_seeds,
     proportion,
     rank_correlation,
@@ -119,13 +118,6 @@ def test_rank_correlations_cover_their_truth():
         found.append(rank_correlation(x, 0.7 * x + math.sqrt(1 - 0.49) * rng.standard_normal(30)))
     truth = 6 / math.pi * math.asin(0.7 / 2)  # of two normals with correlation 0.7
     assert 0.9 < covered(found, truth) < 0.99
-
-
-def test_measures_of_shares_cover_their_truth():
-    rng = np.random.default_rng(2)
-    found = [of_shares(rng.binomial(40, [0.3, 0.8]) / 40, 40, lambda s: float(s.mean())) for _ in range(40)]
-    assert covered(found, 0.55) >= 0.85
-    assert of_shares(np.array([0.5, np.nan]), 4, lambda s: float(np.nansum(s))).value == 0.5
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

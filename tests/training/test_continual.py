@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from kdcdiff.data.latents import LatentSet
 from kdcdiff.errors import UserError
-from kdcdiff.metrics.estimate import of_shares
 from kdcdiff.metrics.forgetting import (
     average_accuracy,
     average_incremental,
@@ -106,12 +105,6 @@ def test_forgetting_counts_from_the_best_and_not_from_the_first_score():
     rising = np.array([[0.2, np.nan, np.nan], [0.9, 0.4, np.nan], [0.5, 0.4, 0.4]])
     assert forgetting(rising) == pytest.approx((0.9 - 0.5 + 0) / 2)
     assert backward_transfer(rising) == pytest.approx((0.5 - 0.2 + 0) / 2)
-
-
-def test_an_interval_holds_the_measure_and_narrows_with_more_pictures():
-    few, many = (of_shares(R, shots, forgetting).interval for shots in (10, 1000))
-    assert many[0] < forgetting(R) < many[1]
-    assert many[1] - many[0] < 0.2 * (few[1] - few[0])
 
 
 @pytest.mark.parametrize(("current", "memory", "share"), [(100, 0, 0.0), (100, 100, 0.5), (160, 40, 0.2)])
