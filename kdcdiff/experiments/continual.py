@@ -37,7 +37,8 @@ from kdcdiff.training.codecs import CODECS
 class ClassByClass:
     """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class is further away than the
     next; `before` (classes,) the accuracies of the student that has seen none of them; `images` (stages, classes, n, 3,
-    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds` and `peak_bytes` of all.
+    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds` and
+    `peak_bytes` of all.
     """
 
     order: tuple[str, ...]
