@@ -18,7 +18,6 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from kdcdiff.data.latents import LatentSet, denoising_batch
-from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages, tuning
 from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
 from kdcdiff.experiments.run import Run
@@ -31,7 +30,6 @@ from kdcdiff.training.losses import BKSDMLoss, DistillationLoss
 
 NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
-HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
 MAIN = ("kdc-diff", "bk-sdm", "bk-sdm-tuned", "task")
 WITHOUT: dict[str, dict[str, float]] = {  # equation (6) without one of its terms, by the weight that ends it
     "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
@@ -65,7 +63,7 @@ class Cell:
     """An objective on a network, at so many times the batch, and so many times the samples.
 
     A `larger` batch alone has as many times fewer steps; with as many times the `samples` it has equal steps, and where
-    there are more of them than that, more steps.
+    there are more of them than that, more steps. Without samples it is the network as it was cut.
     """
 
     objective: str
@@ -76,6 +74,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Name it as its results are recorded: ``recipe.<name>.<endpoint>``."""
+        if not self.samples:
+            return f"untrained.{self.network}"
         sizes = {"batch": self.larger, "samples": self.samples}
         told = "".join(f"-{size}-{n}" for size, n in sizes.items() if n > 1)
         return f"{self.objective}{'-longer' if self.samples > self.larger else told}.{self.network}"
@@ -86,10 +86,10 @@ def networks(run: Run) -> tuple[str, ...]:
     return NETWORKS[: run.profile.contest_networks]
 
 
-def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
-    whole = [Cell(objective, network) for network in networks for objective in MAIN]
-    return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
+def grid(networks: Sequence[str] = NETWORKS) -> list[Cell]:
+    """List the `MAIN` objectives, and each without each of its terms, on every one of `networks`."""
+    objectives = (*MAIN, *(name for parts in REMOVED.values() for name in parts))
+    return [Cell(objective, network) for network in networks for objective in objectives]
 
 
 FRESH = "bk-sdm-base" + stages.RANDOM
@@ -113,16 +113,21 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List all that the chapter asks for, each once. UserError: a network that has no students here."""
-    for name in removed_on:
-        check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
-    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS, LARGER)))
+def cells(networks: Sequence[str] = NETWORKS) -> list[Cell]:
+    """List what the contest and Table 4 ask for, each once."""
+    return list(dict.fromkeys((*grid(networks), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
 def longer(run: Run) -> list[Cell]:
     """List the `MAIN` objectives on the first network, each trained as many times longer as the run's profile says."""
     return [Cell(objective, NETWORKS[0], samples=run.profile.contest_longer) for objective in MAIN]
+
+
+def before_and_after(run: Run) -> list[Cell]:
+    """List the uncut network, and each of the run's: as it was cut, and trained as long as `longer` by equation (6)."""
+    samples = run.profile.contest_longer
+    after = [Cell("kdc-diff", network, samples=samples) for network in networks(run)]
+    return [Cell("task", network, samples=0) for network in ("original", *networks(run))] + after
 
 
 def seeds(run: Run) -> list[int]:
@@ -133,10 +138,13 @@ def seeds(run: Run) -> list[int]:
 # --- one student ---------------------------------------------------------------------------------------------
 
 
-def student(run: Run, cell: Cell, seed: int) -> Artifact:
-    """The stage of one cell and seed: ``scores`` (measures,), the ``curve`` (points,) over ``steps``, and the log."""
+def student(run: Run, cell: Cell, seed: int, found: Artifact | None = None) -> Artifact:
+    """The stage of one cell and seed: ``scores`` (measures,), the ``curve`` (points,) over ``steps``, and the log.
+
+    `found` is the search that its weights come from, where they were searched for; None: the run's own.
+    """
     profile, searched = run.profile, SEARCHED.get(cell.objective)
-    weights = {"weights": tuning.search(run, searched)} if searched else {}
+    weights = {"weights": found or tuning.search(run, searched)} if searched else {}
 
     def make(
         folder: Path, *, objective: str, printed: DistillationLoss | None, network: str, classes: Sequence[str],
@@ -149,7 +157,7 @@ def student(run: Run, cell: Cell, seed: int) -> Artifact:
         unet = stages.init_student(teacher, network, seed)
         test = stages.latents(run, "test").of_classes(classes)
         curve = _Curve(unet, _Distance(teacher, test, scheduler, rows), folder / "checkpoint" / "curve.json")
-        log = distill(
+        log = [] if not steps else distill(
             unet, teacher, stages.latents(run).of_classes(classes), scheduler, loss, steps=steps, batch=batch,
             lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint", checkpoint_every=100,
             log_every=max(1, steps // 10), norms_every=0, describe="", watch=curve.note,
@@ -170,7 +178,7 @@ def student(run: Run, cell: Cell, seed: int) -> Artifact:
         "network": cell.network,
         "classes": run.source.base,
         "seed": seed,
-        "steps": max(1, profile.ablation_steps * cell.samples // cell.larger),
+        "steps": max(min(1, cell.samples), profile.ablation_steps * cell.samples // cell.larger),
         "batch": profile.ablation_batch * cell.larger,
         "lr": profile.learning_rate,
         "points": POINTS,
@@ -261,15 +269,23 @@ def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float
     return float(steps[k - 1] + part * (steps[k] - steps[k - 1]))
 
 
-def compare(run: Run, cells: Iterable[Cell]) -> HeadToHead:
-    """Train and measure every cell at the profile's seeds, side by side."""
-    own = {cell.name: cell for cell in cells}
-    tuning.searched(run, sorted({SEARCHED[cell.objective] for cell in own.values() if cell.objective in SEARCHED}))
-    calls: list[parallel.Call] = [((cell, seed), {}) for seed in seeds(run) for cell in own.values()]
-    parallel.run_stages(student, run, calls, f"{len(calls)} students")
+def compare(run: Run, cells: Iterable[Cell], searched: Run | None = None) -> HeadToHead:
+    """Train and measure every cell at the profile's seeds, side by side.
+
+    `searched` is the run whose searches the weights come from, where they were searched for; None: this one.
+    """
+    own, searched = {cell.name: cell for cell in cells}, searched or run
+    wanted = {name: SEARCHED[cell.objective] for name, cell in own.items() if cell.objective in SEARCHED}
+    tuning.searched(searched, sorted(set(wanted.values())))
+    weights = {name: tuning.search(searched, objective) for name, objective in wanted.items()}
+    calls: dict[str, list[parallel.Call]] = {
+        name: [((cell, seed, weights.get(name)), {}) for seed in seeds(run)] for name, cell in own.items()
+    }
+    turns = [call for by_seed in zip(*calls.values(), strict=True) for call in by_seed]  # a whole seed after the other
+    parallel.run_stages(student, run, turns, f"{len(turns)} students")
     found = {
-        name: [load_file(student(run, cell, seed) / "scores.safetensors") for seed in seeds(run)]
-        for name, cell in own.items()
+        name: [load_file(student(run, *given) / "scores.safetensors") for given, _ in each]
+        for name, each in calls.items()
     }
     scores = np.array([[one["scores"] for one in by_seed] for by_seed in found.values()])  # (cells, seeds, measures)
     return HeadToHead(
