@@ -86,20 +86,17 @@ def picture_grid(
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     count = (len(images) + columns - 1) // columns
     margin = 1.3 if rows else 0.1
-    figure, axes = plt.subplots(
-        count, columns, figsize=(columns * side + margin, count * side + 0.1 + 0.15 * lines), squeeze=False
-    )
-    figure.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
-    for place, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        sns.despine(ax=axis, left=True, bottom=True)
-        if place < len(images):
-            axis.imshow(images[place].permute(1, 2, 0).numpy())
-    for axis, label in zip(axes[:, 0], rows, strict=False):
-        axis.set_ylabel(label, rotation=0, ha="right", va="center")
-    for axis, label in zip(axes[0], wrapped, strict=False):
-        axis.set_title(label, fontsize="small")
+    size = columns * side + margin, count * side + 0.1 + 0.15 * lines
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    height, width = (length + max(1, length // 16) for length in images.shape[-2:])  # with the white between pictures
+    sheet = torch.full((count * columns, 3, height, width), 255, dtype=torch.uint8)
+    sheet[: len(images), :, : images.shape[-2], : images.shape[-1]] = images
+    axis.imshow(sheet.unflatten(0, (count, columns)).permute(0, 3, 1, 4, 2).reshape(count * height, -1, 3).numpy())
+    axis.set_yticks([(k + 0.5) * height for k in range(len(rows))], rows)
+    axis.set_xticks([(k + 0.5) * width for k in range(len(wrapped))], wrapped, fontsize="small")
+    axis.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    axis.grid(False)
+    sns.despine(ax=axis, left=True, bottom=True)
     return figure
 
 

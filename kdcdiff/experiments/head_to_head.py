@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from kdcdiff.data.latents import LatentSet, denoising_batch
+from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages, tuning
 from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
 from kdcdiff.experiments.run import Run
@@ -30,6 +31,7 @@ from kdcdiff.training.losses import BKSDMLoss, DistillationLoss
 
 NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
+HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
 MAIN = ("kdc-diff", "bk-sdm", "bk-sdm-tuned", "task")
 WITHOUT: dict[str, dict[str, float]] = {  # equation (6) without one of its terms, by the weight that ends it
     "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
@@ -86,10 +88,10 @@ def networks(run: Run) -> tuple[str, ...]:
     return NETWORKS[: run.profile.contest_networks]
 
 
-def grid(networks: Sequence[str] = NETWORKS) -> list[Cell]:
-    """List the `MAIN` objectives, and each without each of its terms, on every one of `networks`."""
-    objectives = (*MAIN, *(name for parts in REMOVED.values() for name in parts))
-    return [Cell(objective, network) for network in networks for objective in objectives]
+def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
+    whole = [Cell(objective, network) for network in networks for objective in MAIN]
+    return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
 
 
 FRESH = "bk-sdm-base" + stages.RANDOM
@@ -113,21 +115,24 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(networks: Sequence[str] = NETWORKS) -> list[Cell]:
-    """List what the contest and Table 4 ask for, each once."""
-    return list(dict.fromkeys((*grid(networks), *TABLE_4.values(), WEIGHTS, LARGER)))
+def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
+    """List all that the chapter asks for, each once. UserError: a network that has no students here."""
+    for name in removed_on:
+        check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
+    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
-def longer(run: Run) -> list[Cell]:
-    """List the `MAIN` objectives on the first network, each trained as many times longer as the run's profile says."""
-    return [Cell(objective, NETWORKS[0], samples=run.profile.contest_longer) for objective in MAIN]
+def longer(times: int) -> list[Cell]:
+    """List the `MAIN` objectives on the first network, each trained for as many times more steps."""
+    return [Cell(objective, NETWORKS[0], samples=times) for objective in MAIN]
 
 
-def before_and_after(run: Run) -> list[Cell]:
-    """List the uncut network, and each of the run's: as it was cut, and trained as long as `longer` by equation (6)."""
-    samples = run.profile.contest_longer
-    after = [Cell("kdc-diff", network, samples=samples) for network in networks(run)]
-    return [Cell("task", network, samples=0) for network in ("original", *networks(run))] + after
+WHOLE = Cell("task", "original", samples=0)  # the teacher itself
+
+
+def before_and_after(networks: Sequence[str], times: int) -> dict[str, tuple[Cell, Cell]]:
+    """Map each network to its cells as it was cut, and after KDC-Diff's objective for as many steps as `longer`."""
+    return {name: (Cell("task", name, samples=0), Cell("kdc-diff", name, samples=times)) for name in networks}
 
 
 def seeds(run: Run) -> list[int]:

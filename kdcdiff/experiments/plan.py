@@ -184,7 +184,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
     yield partial(stages.classifier_artifact, run)
     yield partial(stages.clip_artifact, run)
     yield partial(stages.generated_artifact, run, "teacher")
-    yield partial(stages.full_size_seconds, run, TIMED, min(5, p.generated_images))
+    yield partial(stages.full_size_seconds, run, TIMED, p.latency_rounds)
     yield partial(stages.amputated, run, max(2, p.generated_images // 4))
     for k in range(p.ablation_seeds):
         sizes = {"steps": p.ablation_steps, "images": p.ablation_images}
@@ -195,7 +195,7 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
         yield partial(ablation.one_seed, run, cells, run.seed, steps=p.grid_steps, images=0)
     for name in stages.students(run):
         yield partial(stages.generated_artifact, run, name)
-    for cell in (*head_to_head.cells(head_to_head.networks(run)), *head_to_head.longer(run)):
+    for cell in (*head_to_head.cells(head_to_head.networks(run)), *head_to_head.longer(p.contest_longer)):
         for seed in head_to_head.seeds(run):
             yield partial(head_to_head.student, run, cell, seed)
     yield partial(first_steps.first_steps_artifact, run)

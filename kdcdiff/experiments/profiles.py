@@ -62,6 +62,8 @@ class Profile:
 
     # surgery
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
+    latency_rounds: int = _size(5, 2)  # in which each of them is timed once
+    influence_images: int = _size(64, 1)  # held-out pictures on which parts of the teacher are bypassed
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
     variant: str = _size("kdc-described", known=variant)
@@ -89,6 +91,7 @@ class Profile:
     contest_networks: int = _size(4, 1, 4)  # networks that they meet on, the first of `head_to_head.NETWORKS`
     contest_seeds: int = _size(5, 2)
     contest_longer: int = _size(5, 2)  # how many times as many steps the objectives meet once more, on one network
+    contest_garden: int = _size(2, 1)  # and how many times on the garden's teacher
 
     # how students behave; as many seeds as in the contest
     guidances: tuple[float, ...] = _size((2.0, 2.5, 3.0, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5), 0.0, 30.0)  # Figure 7's
@@ -139,6 +142,8 @@ PROFILES = {
         teacher_steps=4,
         classifier_steps=8,
         latency_side=8,
+        latency_rounds=2,
+        influence_images=4,
         distill_steps=4,
         comparison_steps=2,
         distill_batch=4,
@@ -154,6 +159,7 @@ PROFILES = {
         contest_networks=1,
         contest_seeds=2,
         contest_longer=2,
+        contest_garden=1,
         guidances=(2.0, 9.5),
         guided_images=2,
         subject_steps=2,
@@ -179,32 +185,36 @@ PROFILES = {
     "mini": dataclasses.replace(
         FULL,
         name="mini",
+        test_images=30,
         latency_side=16,
-        distill_steps=200,
-        comparison_steps=100,
-        ablation_steps=30,
+        latency_rounds=3,
+        influence_images=24,
+        distill_steps=150,
+        comparison_steps=60,
+        ablation_steps=20,
         ablation_seeds=3,
         ablation_images=4,
-        grid_steps=20,
+        grid_steps=10,
         contest_networks=1,
         contest_seeds=2,
         contest_longer=2,
+        contest_garden=1,
         guidances=(2.0, 4.5, 9.5),
         guided_images=2,
-        subject_steps=100,
+        subject_steps=60,
         subject_images=2,
         continual_classes=3,
         continual_seeds=2,
-        continual_steps=30,
+        continual_steps=24,
         continual_images=6,
         capacity=48,
         capacities=(3, 480),
-        style_steps=40,
+        style_steps=24,
         pair_steps=8,
         table_steps=6,
         table_seeds=2,
         table_images=4,
-        generated_images=20,
+        generated_images=12,
         sampler_steps=10,
     ),
     "full": FULL,
@@ -264,6 +274,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "teacher_steps": _OURS,
     "classifier_steps": _OURS,
     "latency_side": "BK-SDM, Table 3: a 512x512 picture",
+    "latency_rounds": "ours: neither paper prints one", "influence_images": _OURS,
     "variant": "KDC-Diff, section 2.1: the network that its text describes",
     "distill_steps": _BK_SETUP + ": 50K iterations; KDC-Diff prints none",
     "comparison_steps": "ours: as long as the students that they stand beside",
@@ -273,7 +284,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "ablation_steps": _OURS, "ablation_batch": _OURS, "ablation_seeds": _OURS, "ablation_images": _OURS,
     "grid_steps": _OURS, "alphas": _OURS, "betas": _OURS, "gammas": _OURS, "temperatures": _OURS,
     "contest_networks": "ours: those of both papers", "contest_seeds": _OURS,
-    "contest_longer": _BK_SETUP + ": 50K iterations, five times ours",
+    "contest_longer": _BK_SETUP + ": 50K iterations, five times ours", "contest_garden": _OURS,
     "guidances": "BK-SDM, section 5.1.3 and Figure 7", "guided_images": "ours: BK-SDM draws 5,000 in all",
     "subject_steps": _BK_SETUP + ": 800", "subject_rate": _BK_SETUP + ": 1e-6",
     "subject_batch": "ours: BK-SDM prints none", "subject_prior": "ours: BK-SDM prints none",

@@ -364,12 +364,13 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
 ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something
 
 
-def part_influence(run: Run, pictures: int = 64, levels: int = 8) -> tuple[list[int], dict[str, torch.Tensor]]:
+def part_influence(run: Run, levels: int = 8) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Return time steps, and how far the teacher's prediction moves there without each part: part -> (levels, N).
 
     On held-out latents of the base classes, N of them, evenly taken; the parts are what the variants remove.
     """
     pipeline, held = teacher(run), latents(run, "test").of_classes(run.source.base)
+    pictures = run.profile.influence_images
     rows = torch.arange(0, len(held), max(1, len(held) // pictures))[:pictures]
     steps = influence.spread(pipeline.scheduler, levels)
     prompts = held.prompts[held.captions[rows]]

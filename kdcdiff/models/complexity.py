@@ -7,7 +7,7 @@ stages, and of the pipeline around it. What each convention counts is said in `k
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kdcdiff.errors import check
-from kdcdiff.models import surgery, unet_files
+from kdcdiff.models import macs, surgery, unet_files
 from kdcdiff.models.configs import AUTOENCODER, LATENT, TEXT_ENCODER, TOKENS
 from kdcdiff.models.macs import CONVENTIONS, Count
-from kdcdiff.models.macs import count as count_call
 
 if TYPE_CHECKING:  # see kdcdiff.models.surgery
     from diffusers import UNet2DConditionModel
@@ -61,7 +60,8 @@ def count(
 def _count(config: str, size: int, tokens: int, batch: int) -> Complexity:
     net = surgery.on_meta(json.loads(config))
     inputs = meta_inputs(net, size, tokens, batch)
-    whole, stages = count_call(net, *inputs), count_parts(net, inputs)
+    stages = count_parts(net, inputs)
+    whole = sum(stages.values(), Count())
     kept = kept_bytes(net, inputs)
     return Complexity(whole.parameters, whole.macs, stages=stages, kept_bytes=kept, latent=tuple(inputs[0].shape))
 
@@ -80,20 +80,8 @@ def count_parts(net: UNet2DConditionModel, inputs: tuple[Any, ...], fine: bool =
 
     `fine` goes one level deeper, to the layers of each stage (``down_blocks.0.resnets.1``).
     """
-    modules = {name: m for name, m in net.named_modules() if _is_part(name, m, fine)}
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
-
-    handles = [m.register_forward_pre_hook(note(name), with_kwargs=True) for name, m in modules.items()]
-    try:
-        with torch.no_grad():
-            net(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: count_call(modules[name], *args, **kwargs) for name, (args, kwargs) in calls.items()}
+    parts = {name: m for name, m in net.named_modules() if _is_part(name, m, fine)}
+    return macs.count_parts(net, parts, *inputs)
 
 
 def _is_part(name: str, module: nn.Module, fine: bool) -> bool:
@@ -189,7 +177,7 @@ def count_text_encoder(config: Mapping[str, Any]) -> Count:
 
     with torch.device("meta"):
         net = CLIPTextModel(CLIPTextConfig(**config)).eval()
-        return count_call(net, torch.zeros(1, net.config.max_position_embeddings, dtype=torch.long))
+        return macs.count(net, torch.zeros(1, net.config.max_position_embeddings, dtype=torch.long))
 
 
 def count_decoder(config: Mapping[str, Any], latent: int) -> Count:
@@ -199,5 +187,5 @@ def count_decoder(config: Mapping[str, Any], latent: int) -> Count:
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(dict(config)).eval()
         z = torch.empty(1, vae.config.latent_channels, latent, latent)
-        before = count_call(vae.post_quant_conv, z) if vae.post_quant_conv is not None else Count()
-        return before + count_call(vae.decoder, z)
+        before = macs.count(vae.post_quant_conv, z) if vae.post_quant_conv is not None else Count()
+        return before + macs.count(vae.decoder, z)

@@ -10,7 +10,8 @@ lack the attention products.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,20 +43,43 @@ class Count:
 
 def count(module: nn.Module, *inputs: Any, **keywords: Any) -> Count:
     """Count one call ``module(*inputs, **keywords)``; the module and its inputs are on the meta device."""
+    return count_parts(module, {"": module}, *inputs, **keywords)[""]
+
+
+def count_parts(module: nn.Module, parts: Mapping[str, nn.Module], *inputs: Any, **keywords: Any) -> dict[str, Count]:
+    """Count what each of `parts` does in one call ``module(*inputs, **keywords)``, by name; all are on the meta device.
+
+    One call serves all of them. A part that the call does not reach costs nothing.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     assert all(p.is_meta for p in module.parameters()), "anywhere else attention is not counted"
-    macs = dict.fromkeys(CONVENTIONS, 0)
-    handles = [m.register_forward_hook(_hook(macs)) for m in module.modules() if _role(m)]
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(*inputs, **keywords)
-    finally:
-        for handle in handles:
-            handle.remove()
-    macs["all"] = counter.get_total_flops() // 2
-    return Count(sum(p.numel() for p in module.parameters()), macs)
+    macs = {name: dict.fromkeys(CONVENTIONS, 0) for name in parts}
+    with torch.no_grad(), ExitStack() as hooks, FlopCounterMode(display=False) as counter:
+        for name, part in parts.items():
+            before, after = _around(macs[name], counter.get_total_flops)
+            hooks.callback(part.register_forward_pre_hook(before).remove)
+            hooks.callback(part.register_forward_hook(after).remove)
+            for m in part.modules():
+                if _role(m):
+                    hooks.callback(m.register_forward_hook(_hook(macs[name])).remove)
+        module(*inputs, **keywords)
+    for own in macs.values():
+        own["all"] //= 2
+    return {name: Count(sum(p.numel() for p in part.parameters()), macs[name]) for name, part in parts.items()}
+
+
+def _around(macs: dict[str, int], flops: Callable[[], int]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Make a hook before and one after a part, which together add the `flops` in between to ``all``."""
+
+    def before(*_: Any) -> None:
+        macs["all"] -= flops()
+
+    def after(*_: Any) -> None:
+        macs["all"] += flops()
+
+    return before, after
 
 
 def _role(module: nn.Module) -> str:

@@ -173,7 +173,8 @@ def weight_map(config: Mapping[str, Any], what: str | Variant) -> dict[str, str]
             if part[2] in ("resnets", "attentions") and int(part[3]) == left[s]:
                 part[3] = str(had[s])  # the last layer stays the last
         names[name] = ".".join(part)
-    missing = [t for t in names.values() if t not in parameter_shapes(config)]
+    known = parameter_shapes(config)
+    missing = [source for source in names.values() if source not in known]
     assert not missing, f"{variant(what).name}: {missing[:3]}"
     return names
 

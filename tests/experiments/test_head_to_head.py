@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdcdiff.claims import judging
+from kdcdiff.errors import UserError
 from kdcdiff.experiments import head_to_head, plan, profiles, tuning
 from kdcdiff.experiments.head_to_head import Cell, HeadToHead
 from kdcdiff.experiments.run import Run
@@ -33,10 +34,13 @@ def test_table_4_is_seven_cells_of_which_the_grid_has_most():
     rows, larger = head_to_head.TABLE_4, head_to_head.LARGER
     assert list(rows) == [f"N{k}" for k in range(1, 8)] and len(set(rows.values())) == 7
     beyond = {row for row, cell in rows.items() if cell not in head_to_head.grid()}
-    assert beyond == {"N1", "N5", "N7"}, "the rest is trained once for both questions"
+    assert beyond == {"N1", "N3", "N5", "N7"}, "the rest is trained once for both questions"
     assert {row for pair in head_to_head.EFFECTS.values() for row in pair} < set(rows)
     assert (larger.name, larger.larger) == ("bk-sdm-batch-4-samples-4.bk-sdm-base", larger.samples), "as many steps"
-    assert len(head_to_head.cells()) == 4 * (4 + 6) + 3 + 2
+    assert len(head_to_head.cells()) == 16 + 6 + 4 + 2
+    assert len(head_to_head.cells(removed_on=head_to_head.NETWORKS)) == 4 * (4 + 6) + 3 + 2
+    with pytest.raises(UserError, match="removed_on='original': must be of kdc-described"):
+        head_to_head.cells(removed_on=["original"])
 
 
 def test_what_the_claims_ask_for_is_recorded():
@@ -94,19 +98,20 @@ def test_a_network_without_samples_is_measured_as_it_was_cut(opened):
 
 def test_weights_may_be_those_that_another_run_searched_for():
     store = plan._Noting()
-    run = Run(profiles.get("smoke", contest_networks=2), "garden", 0, "cpu", store)
-    cells = head_to_head.before_and_after(run)
-    told = ["untrained.original", "untrained.kdc-described", "untrained.bk-sdm-base"]
-    assert [c.name for c in cells] == told + [f"kdc-diff-longer.{n}" for n in head_to_head.networks(run)]
+    run = Run(profiles.get("smoke"), "garden", 0, "cpu", store)
+    pairs = head_to_head.before_and_after(head_to_head.NETWORKS[:2], 3)
+    assert [tuple(cell.name for cell in pair) for pair in pairs.values()] == [
+        (f"untrained.{name}", f"kdc-diff-longer.{name}") for name in pairs
+    ]
     found = tuning.search(replace(run, dataset="flora"), "kdc-diff")
-    for cell in cells:
+    for cell in (head_to_head.WHOLE, *(own for pair in pairs.values() for own in pair)):
         with contextlib.suppress(FileNotFoundError):
             head_to_head.student(run, cell, 0, found)
     asked = {key: one for key, one in store.asked.items() if one.stage in ("recipe", "search")}
     assert [key for key, one in asked.items() if one.stage == "search"] == [found.key], "none on the garden"
     read = [(one.settings["steps"], one.inputs.get("weights")) for one in asked.values() if one.stage == "recipe"]
-    steps = run.profile.ablation_steps * run.profile.contest_longer
-    assert read == [(0, None)] * 3 + [(steps, found.key)] * 2
+    steps = 3 * run.profile.ablation_steps
+    assert read == [(0, None), (0, None), (steps, found.key), (0, None), (steps, found.key)]
 
 
 def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_stage():
@@ -120,7 +125,7 @@ def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_s
     sizes = {(one.settings["steps"], one.settings["batch"]) for one in asked}
     assert sizes == {(8, 4), (2, 16), (8, 16)}, "equal samples, or equal steps"
     with contextlib.suppress(FileNotFoundError):
-        head_to_head.student(run, head_to_head.longer(run)[1], 0)
+        head_to_head.student(run, head_to_head.longer(2)[1], 0)
     (more,) = (one.settings for one in store.asked.values() if one.stage == "recipe" and one not in asked)
     assert (more["objective"], more["steps"], more["batch"]) == ("bk-sdm", 16, 4), "longer, on the same batches"
     searches = {key: one.settings["candidates"] for key, one in store.asked.items() if one.stage == "search"}
