@@ -52,7 +52,7 @@ PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its 
 SEARCHED = dict.fromkeys(("kdc-diff", *REMOVED["kdc-diff"]), "kdc-diff") | {"bk-sdm-tuned": "bk-sdm"}
 """The other objectives, by the search (`tuning`) that their weights come from."""
 POINTS = 6  # of a training at which the distance to the teacher is measured
-ROWS = 128  # held-out latents that it is measured on; the end is measured on all
+ROWS = 2  # held-out latents that it is measured on, for each of the profile's `influence_images`; the end has all
 
 
 def tuned(name: str, loss: DistillationLoss) -> DistillationLoss:
@@ -187,7 +187,7 @@ def student(run: Run, cell: Cell, seed: int, found: Artifact | None = None) -> A
         "batch": profile.ablation_batch * cell.larger,
         "lr": profile.learning_rate,
         "points": POINTS,
-        "rows": ROWS,
+        "rows": ROWS * profile.influence_images,
         "images": profile.ablation_images,
         "sampler_steps": profile.sampler_steps,
         "guidance": profile.guidance,

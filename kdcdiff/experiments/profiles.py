@@ -63,7 +63,7 @@ class Profile:
     # surgery
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
     latency_rounds: int = _size(5, 2)  # in which each of them is timed once
-    influence_images: int = _size(64, 1)  # held-out pictures on which parts of the teacher are bypassed
+    influence_images: int = _size(64, 1)  # held-out pictures on which the teacher's parts are bypassed
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)
     variant: str = _size("kdc-described", known=variant)
@@ -185,15 +185,15 @@ PROFILES = {
     "mini": dataclasses.replace(
         FULL,
         name="mini",
-        test_images=30,
+        test_images=24,
         latency_side=16,
         latency_rounds=3,
         influence_images=24,
         distill_steps=150,
         comparison_steps=60,
-        ablation_steps=20,
+        ablation_steps=18,
         ablation_seeds=3,
-        ablation_images=4,
+        ablation_images=3,
         grid_steps=10,
         contest_networks=1,
         contest_seeds=2,
@@ -201,12 +201,12 @@ PROFILES = {
         contest_garden=1,
         guidances=(2.0, 4.5, 9.5),
         guided_images=2,
-        subject_steps=60,
+        subject_steps=50,
         subject_images=2,
         continual_classes=3,
         continual_seeds=2,
-        continual_steps=24,
-        continual_images=6,
+        continual_steps=18,
+        continual_images=4,
         capacity=48,
         capacities=(3, 480),
         style_steps=24,
