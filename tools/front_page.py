@@ -35,7 +35,10 @@ TEXT = (  # a paragraph or an item each; {name:format} is a figure
     "their distance to the teacher's prediction is smaller by {head.distance:+.4f}. So with BK-SDM's printed weights; "
     "with weights searched for on both sides the same two are {head.tuned.accuracy:+.3f} and "
     "{head.tuned.distance:+.4f}. At printed weights again, on one network and after {head.longer.steps} steps instead "
-    "of {head.steps}, they are {head.longer.bk-sdm.accuracy:+.3f} and {head.longer.bk-sdm.distance:+.4f}.",
+    "of {head.steps}, they are {head.longer.bk-sdm.accuracy:+.3f} and {head.longer.bk-sdm.distance:+.4f}. On the "
+    "garden's teacher, which needs its inner stages, they are {head.garden.bk-sdm.accuracy:+.3f} and "
+    "{head.garden.bk-sdm.distance:+.4f} after {head.garden.steps} steps, and {head.garden.bk-sdm-tuned.accuracy:+.3f} "
+    "and {head.garden.bk-sdm-tuned.distance:+.4f} beside weights that were searched for.",
     "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share "
     "of its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
 )
