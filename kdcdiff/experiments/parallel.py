@@ -27,7 +27,7 @@ from kdcdiff.errors import UserError
 from kdcdiff.experiments.executors import EXECUTOR, submitted
 from kdcdiff.experiments.run import Run
 from kdcdiff.process import keep_memory
-from kdcdiff.store import Store
+from kdcdiff.store import Artifact, Store
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the run
 
@@ -35,15 +35,18 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]  # arguments after the run
 def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], describe: str = "") -> None:
     """Make `stage(run, *args, **named)` for each of `calls`, side by side: in the local pool, or as `EXECUTOR` says.
 
-    The pool has a process for each GPU, or the profile's number on a CPU. What the calls return is dropped: `stage`
-    keeps its result in the store, where the next call finds it. `stage` must be importable. The first error is raised
-    and ends the rest.
+    The pool has a process for each GPU, or the profile's number on a CPU; what is in the store already starts none.
+    What the calls return is dropped: `stage` keeps its result in the store, where the next call finds it. `stage` must
+    be importable. The first error is raised and ends the rest.
     """
-    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
-    works = [(stage, words, run.store.root, *call) for call in calls]
     file, gpus = os.environ.get(EXECUTOR), _gpus() if run.device == "cuda" else []
-    cores = run.profile.processes or len(os.sched_getaffinity(0))
-    count = min(len(works), len(works) if file else len(gpus) if run.device == "cuda" else cores)
+    workers = len(gpus) if run.device == "cuda" else run.profile.processes or len(os.sched_getaffinity(0))
+    if workers < 2 and not file:
+        return
+    words = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "store"}
+    wanting = Run(**words, store=_Reading(run.store.root, say=lambda line: None))
+    works = [(stage, words, run.store.root, *call) for call in calls if _makes(stage, wanting, *call)]
+    count = len(works) if file else min(len(works), workers)
     if count < 2:
         return
     root = run.store.root
@@ -53,6 +56,26 @@ def run_stages(stage: Callable[..., Any], run: Run, calls: Iterable[Call], descr
         for line in tqdm(ended, total=len(works), desc=describe or stage.__name__):
             if line:
                 raise UserError(line)
+
+
+class _NotMade(Exception):
+    """What was asked for is not in the store."""
+
+
+class _Reading(Store):
+    """A store that makes nothing."""
+
+    def _build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+        raise _NotMade(name)
+
+
+def _makes(stage: Callable[..., Any], run: Run, args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Say whether a call would make anything; the store of `run` makes nothing."""
+    try:
+        stage(run, *args, **named)
+    except _NotMade:
+        return True
+    return False
 
 
 def _pooled(works: Sequence[tuple[Any, ...]], count: int, gpus: Sequence[str]) -> Generator[str]:

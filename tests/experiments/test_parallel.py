@@ -45,6 +45,18 @@ def test_what_is_made_ahead_is_found_and_is_the_same(opened, one_thread, tmp_pat
     assert torch.equal(ahead[0].images, alone.images), "wherever it is made"
 
 
+def test_what_is_there_starts_no_process(opened, monkeypatch):
+    run, calls = opened(processes=2), [(("train",), {}), (("test",), {})]
+    started = []
+    monkeypatch.setattr(parallel, "_pooled", lambda works, *_: iter(started.extend(works) or ()))
+    parallel.run_stages(stages.images, run, calls)
+    assert [work[3] for work in started] == [("train",), ("test",)] and not opened.built["images"]
+    stages.images(run, "train")
+    stages.images(run, "test")
+    parallel.run_stages(stages.images, run, calls)
+    assert len(started) == 2
+
+
 def test_the_first_error_ends_the_call_with_its_line(opened):
     run = opened(processes=2)
     stages.student(run, run.profile.variant)
@@ -74,8 +86,13 @@ def test_each_gpu_has_a_worker_of_its_own(opened, monkeypatch):
     monkeypatch.setattr(parallel, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     seen = []
+
+    def stage(run, number):
+        made = {"number": number}
+        return run.store.get("seen", lambda folder, number: seen.append((run.device, number)), settings=made)
+
     run = dataclasses.replace(opened(processes=8), device="cuda")
-    parallel.run_stages(lambda run, number: seen.append((run.device, number)), run, [((k,), {}) for k in range(3)])
+    parallel.run_stages(stage, run, [((k,), {}) for k in range(3)])
     assert seen == [("cuda", 0), ("cuda", 1), ("cuda", 2)] and Inline.count == 2
     assert [Inline.given[0].get() for _ in range(2)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -104,7 +121,11 @@ if __name__ == "__main__":
 
 
 def wait_beside(run, folder, number):
-    Path(folder, f"{number}.pid").write_text(str(os.getpid()))
+    run.store.get("waits", _wait, settings={"beside": folder, "number": number})
+
+
+def _wait(own, *, beside, number):
+    Path(beside, f"{number}.pid").write_text(str(os.getpid()))
     time.sleep(300)
 
 
