@@ -48,7 +48,12 @@ def test_what_is_made_ahead_is_found_and_is_the_same(opened, one_thread, tmp_pat
 def test_what_is_there_starts_no_process(opened, monkeypatch):
     run, calls = opened(processes=2), [(("train",), {}), (("test",), {})]
     started = []
-    monkeypatch.setattr(parallel, "_pooled", lambda works, *_: iter(started.extend(works) or ()))
+
+    def pooled(works, *_):
+        started.extend(works)
+        yield from ("" for _ in works)
+
+    monkeypatch.setattr(parallel, "_pooled", pooled)
     parallel.run_stages(stages.images, run, calls)
     assert [work[3] for work in started] == [("train",), ("test",)] and not opened.built["images"]
     stages.images(run, "train")
