@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbformat import NotebookNode
@@ -31,6 +31,12 @@ def decide(change: Estimate, than: float = 0.0, *, words: tuple[str, str, str] =
     if change.low > than:
         return words[0]
     return words[1] if change.high < than else words[2]
+
+
+def agreed(changes: Iterable[Estimate], *, words: tuple[str, str, str]) -> str:
+    """Say what `decide` says of every one of `changes`; the third word where they differ."""
+    said = {decide(change, words=words) for change in changes}
+    return said.pop() if len(said) == 1 else words[2]
 
 
 def answer_of(notebook: NotebookNode) -> str:

@@ -8,6 +8,7 @@ questions share the cells that they have in common: BK-SDM's Table 4 (N1 to N7) 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its 
 }
 SEARCHED = dict.fromkeys(("kdc-diff", *REMOVED["kdc-diff"]), "kdc-diff") | {"bk-sdm-tuned": "bk-sdm"}
 """The other objectives, by the search (`tuning`) that their weights come from."""
+BETTER = {"distance": -1, "accuracy": 1}  # the primary endpoints: a smaller distance is better, a larger accuracy
 POINTS = 6  # of a training at which the distance to the teacher is measured
 ROWS = 2  # held-out latents that it is measured on, for each of the profile's `influence_images`; the end has all
 
@@ -162,7 +164,7 @@ def student(run: Run, cell: Cell, seed: int, found: Artifact | None = None) -> A
         unet = stages.init_student(teacher, network, seed)
         test = stages.latents(run, "test").of_classes(classes)
         curve = _Curve(unet, _Distance(teacher, test, scheduler, rows), folder / "checkpoint" / "curve.json")
-        log = [] if not steps else distill(
+        log = distill(
             unet, teacher, stages.latents(run).of_classes(classes), scheduler, loss, steps=steps, batch=batch,
             lr=lr, warmup=steps // 10, seed=seed, folder=folder / "checkpoint", checkpoint_every=100,
             log_every=max(1, steps // 10), norms_every=0, describe="", watch=curve.note,
@@ -183,7 +185,7 @@ def student(run: Run, cell: Cell, seed: int, found: Artifact | None = None) -> A
         "network": cell.network,
         "classes": run.source.base,
         "seed": seed,
-        "steps": max(min(1, cell.samples), profile.ablation_steps * cell.samples // cell.larger),
+        "steps": math.ceil(profile.ablation_steps * cell.samples / cell.larger),
         "batch": profile.ablation_batch * cell.larger,
         "lr": profile.learning_rate,
         "points": POINTS,
@@ -252,6 +254,10 @@ class HeadToHead(Ablation):
         """How much more of `measure` one objective's students have than another's, a mean over `networks` each seed."""
         scores = dict(zip(self.names, self.scores[measure], strict=True))
         return over_seeds(np.mean([scores[f"{one}.{n}"] - scores[f"{other}.{n}"] for n in networks], 0))
+
+    def lead(self, one: str, other: str) -> dict[str, Estimate]:
+        """How much better `one` is than `other` by each primary endpoint, seed by seed; below zero it is worse."""
+        return {measure: sign * self.gain(measure, one, other) for measure, sign in BETTER.items()}
 
     def steps_to(self, name: str, reference: str) -> np.ndarray:
         """How many steps, seed by seed, until `name` is as close to the teacher as `reference` ends, (seeds,)."""

@@ -4,7 +4,8 @@
 
 The stages are asked for as the chapters ask for them, of a store that takes note and makes nothing. Sizes follow from
 the networks' shapes. Times come from rates that were measured (``book/results/rates.json``): where there is none for
-the device and the network, the plan says so and gives no figure.
+the device and the network, the plan says so and gives no figure. What is asked of the garden's small teacher beside
+the run's own is left out.
 """
 
 from __future__ import annotations

@@ -361,10 +361,11 @@ def amputated(run: Run, count: int) -> dict[str, ImageSet]:
     return {name: ImageSet.load(artifact / name) for name in names}
 
 
+LEVELS = 8  # of noise at which parts are bypassed
 ALIVE = 0.01  # the least relative change of the prediction at which a part is said to do something
 
 
-def part_influence(run: Run, levels: int = 8) -> tuple[list[int], dict[str, torch.Tensor]]:
+def part_influence(run: Run) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Return time steps, and how far the teacher's prediction moves there without each part: part -> (levels, N).
 
     On held-out latents of the base classes, N of them, evenly taken; the parts are what the variants remove.
@@ -372,7 +373,7 @@ def part_influence(run: Run, levels: int = 8) -> tuple[list[int], dict[str, torc
     pipeline, held = teacher(run), latents(run, "test").of_classes(run.source.base)
     pictures = run.profile.influence_images
     rows = torch.arange(0, len(held), max(1, len(held) // pictures))[:pictures]
-    steps = influence.spread(pipeline.scheduler, levels)
+    steps = influence.spread(pipeline.scheduler, LEVELS)
     prompts = held.prompts[held.captions[rows]]
     return steps, influence.influence(pipeline.unet, pipeline.scheduler, held.mean[rows], prompts, steps)
 

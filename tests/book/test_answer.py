@@ -67,3 +67,9 @@ def test_an_estimate_is_glued_with_its_bounds(tmp_path, monkeypatch, capsys):
     write_notebook(tmp_path / "notebooks" / "01-a.ipynb", ["md:## Answer\n\nBy {glue:text}`gain:.1f`."])
     chapter.show_answer()
     assert shown[1].endswith("By 0.2.")
+
+
+def test_changes_agree_or_are_undecided():
+    up, down = Estimate(1, 0.5, 1.5), Estimate(-1, -1.5, -0.5)
+    words = ("more", "less", "undecided")
+    assert [answer.agreed(own, words=words) for own in ([up, up], [down], [up, down])] == ["more", "less", "undecided"]

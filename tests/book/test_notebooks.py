@@ -26,7 +26,7 @@ from kdcdiff.book.toc import Book, slug
 from ..conftest import REPO, write_notebook
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-CELL_TIMEOUT = 600  # seconds, twice what the slowest cell takes on two busy cores; a dead kernel waits this long, too
+CELL_TIMEOUT = 300  # seconds; a dead kernel waits this long, too
 FOLDERS = re.compile(r"(?<![\w/.])/(?:home|root|work|tmp|Users)/[\w.-]+")
 
 

@@ -68,6 +68,10 @@ def test_a_pooled_difference_is_a_mean_over_networks_seed_by_seed():
     found = result.pooled("accuracy", "a", "b", ("x", "y"))
     assert (found.value, found.n) == (pytest.approx(np.mean([(0.4 + 0.2) / 2, (0.2 + 0.0) / 2])), 2)
     assert result.pooled("accuracy", "b", "a", ("y",)).value == pytest.approx(-0.1)
+    both = HeadToHead(
+        ("a", "b"), {"distance": scores["accuracy"][:2], "accuracy": scores["accuracy"][:2]}, 1, (), {}, {}
+    )
+    assert {m: e.value for m, e in both.lead("a", "b").items()} == pytest.approx({"distance": -0.3, "accuracy": 0.3})
 
 
 def test_students_are_paired_by_seed_and_made_once(opened):

@@ -43,8 +43,8 @@ def test_it_has_stable_diffusions_stages_and_ratio_of_widths_and_its_inner_stage
 @torch.no_grad()
 def test_what_variants_remove_does_something(pipeline, held_out):
     latents = encode_set(pipeline, held_out)
-    rows = torch.arange(0, len(latents), 7)
-    prompts, levels = latents.prompts[latents.captions[rows]], influence.spread(pipeline.scheduler, 4)
+    rows = torch.arange(0, len(latents), 4)
+    prompts, levels = latents.prompts[latents.captions[rows]], influence.spread(pipeline.scheduler, 8)
     found = influence.influence(pipeline.unet, pipeline.scheduler, latents.mean[rows], prompts, levels)
     assert list(found) == influence.removable(pipeline.unet)
     change = {part: own.mean().item() for part, own in found.items()}
