@@ -101,4 +101,4 @@ def test_a_worker_that_is_killed_is_one_line(opened, monkeypatch):
 
     monkeypatch.setattr(parallel, "ProcessPoolExecutor", Killed)
     with pytest.raises(UserError, match="processes=2: a worker was killed"):
-        parallel.run_stages(print, opened(processes=2), [((1,), {}), ((2,), {})])
+        parallel.run_stages(number_stage, opened(processes=2), [((0,), {}), ((1,), {})])
