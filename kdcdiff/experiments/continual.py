@@ -1,24 +1,27 @@
-"""Class-by-class training as a stage: the distilled student learns new classes by each method, and is measured.
+"""Class-by-class training as a stage: the distilled student learns new classes by each method, measured and timed.
 
 Nothing here trains: that is `kdcdiff.training.continual`. This room feeds it, and looks after every class.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdcdiff.data.image_set import ImageSet
-from kdcdiff.data.latents import LatentSet, encode, encode_set
+from kdcdiff.data.latents import encode, encode_set
 from kdcdiff.data.origin import origin_of
 from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages
@@ -29,6 +32,7 @@ from kdcdiff.metrics.estimate import Estimate, over_seeds
 from kdcdiff.metrics.extractors import Extractor
 from kdcdiff.metrics.fid_kid import extract, kid
 from kdcdiff.models.pipeline import image_size
+from kdcdiff.store import Artifact
 from kdcdiff.training import continual
 from kdcdiff.training.codecs import CODECS
 
@@ -37,8 +41,7 @@ from kdcdiff.training.codecs import CODECS
 class ClassByClass:
     """One method's run. `matrix` (stages, classes) of class accuracies, NaN where a class is further away than the
     next; `before` (classes,) the accuracies of the student that has seen none of them; `images` (stages, classes, n, 3,
-    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes; `seconds` and
-    `peak_bytes` of all.
+    H, W) uint8; `retention` the base classes' accuracy at the end; `memory` in bytes.
     """
 
     order: tuple[str, ...]
@@ -47,8 +50,6 @@ class ClassByClass:
     images: Tensor
     retention: float
     memory: int
-    seconds: float
-    peak_bytes: int
 
     @property
     def pictures(self) -> ImageSet:
@@ -108,9 +109,7 @@ def class_by_class(
         matrix = torch.full((1 if joint else len(order), len(order)), float("nan"), dtype=torch.float64)
         seen_images = torch.full((*matrix.shape, count, 3, side, side), 255, dtype=torch.uint8)
 
-        def draw(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> ImageSet:
-            pipeline.unet = unet
-            return stages.draw(pipeline, known, classes, count, seed=seed, steps=sampler_steps, guidance=guidance)
+        draw = _drawing(pipeline, known, seed=seed, steps=sampler_steps, guidance=guidance)
 
         def scores(drawn: ImageSet, classes: int) -> list[float]:
             parts = zip(drawn.images.chunk(classes), drawn.labels.chunk(classes), strict=True)
@@ -123,15 +122,11 @@ def class_by_class(
             learnt = len(shown) if joint else stage + 1
             seen_images[stage, :learnt] = drawn.images.unflatten(0, (len(shown), count))[:learnt]
 
-        def generate(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> LatentSet:
-            return encode_set(pipeline, draw(unet, classes, count))
-
         before = scores(draw(pipeline.unet, order, count), len(order))
         memory = continual.learn(
             pipeline.unet, stages.latents(run), order, pipeline.scheduler, arm.method,
-            base=base if arm.base else (), seed=seed, folder=folder / "checkpoint", origin=origin_of(pipeline.vae),
-            pixels=stages.images(run, "train").images, encoder=lambda pixels: encode(pipeline.vae, pixels)[0],
-            generate=generate, after_stage=measure, **training,
+            base=base if arm.base else (), seed=seed, folder=folder / "checkpoint", after_stage=measure,
+            **_sources(pipeline, stages.images(run, "train"), draw), **training,
         )  # fmt: skip
         old = draw(pipeline.unet, base, old_count(count))
         words = {
@@ -153,20 +148,11 @@ def class_by_class(
         "guidance": profile.guidance,
         "sampler_steps": profile.continual_sampler_steps,
         "seed": run.seed + repetition,
-        "steps": profile.continual_steps,
-        "batch": profile.continual_batch,
-        "lr": profile.continual_rate,
-        "ema": profile.continual_ema,
         "capacity": profile.capacity if capacity is None else capacity,
-        "policy": profile.policy,
         "codec": codec,
+        **_training(run),
     }
-    inputs = stages.made(
-        student=None if learner == WHOLE else stages.student_artifact(run, learner),
-        latents=stages.latents_artifact(run),
-        images=stages.images_artifact(run, "train"),
-        classifier=stages.classifier_artifact(run),
-    )
+    inputs = _inputs(run, learner) | stages.made(classifier=stages.classifier_artifact(run))
     artifact = run.store.get(
         "class-by-class", make, settings=settings, inputs=inputs, external=stages.external_inputs(run)
     )
@@ -174,8 +160,100 @@ def class_by_class(
     return ClassByClass(
         order, tensors["matrix"].numpy(), np.array(words["before"]), tensors["images"],
         words["retention"], words["memory"],
-        artifact.manifest["seconds"], artifact.manifest["peak_bytes"],
     )  # fmt: skip
+
+
+def seconds(run: Run) -> dict[str, list[float]]:
+    """Seconds in which each method learns a second class, (rounds,), one method at a time; nothing else is in it.
+
+    Each round has all methods in turn, so that drift hits all; a class learnt before them warms up. `joint` has no
+    second class.
+    """
+    profile, second = run.profile, [name for name, kind in continual.METHODS.items() if not kind.joint]
+
+    def make(
+        folder: Path, *, methods: Sequence[str], order: Sequence[str], variant: str, rounds: int, guidance: float,
+        sampler_steps: int, seed: int, **training: Any,
+    ) -> None:  # fmt: skip
+        pipeline = stages.student(run, variant)
+        student, (first, new) = pipeline.unet, order
+        draw = _drawing(pipeline, run.source.classes, seed=seed, steps=sampler_steps, guidance=guidance)
+        taken: dict[str, list[float]] = {method: [] for method in methods}
+        for method in (methods[0], *(method for _ in range(rounds) for method in methods)):
+            unet = copy.deepcopy(student)
+            with tempfile.TemporaryDirectory() as scratch:
+                begun = time.perf_counter()
+                continual.learn(
+                    unet, stages.latents(run), [new], pipeline.scheduler, method, base=[first], seed=seed,
+                    folder=Path(scratch), **_sources(pipeline, stages.images(run, "train"), draw), **training,
+                )  # fmt: skip
+                taken[method].append(time.perf_counter() - begun)
+        taken[methods[0]].pop(0)
+        (folder / "seconds.json").write_text(json.dumps(taken))
+
+    settings = {
+        "methods": second,
+        "order": class_order(run, 0)[:2],
+        "variant": profile.variant,
+        "rounds": profile.latency_rounds,
+        "guidance": profile.guidance,
+        "sampler_steps": profile.continual_sampler_steps,
+        "seed": run.seed,
+        "capacity": profile.capacity,
+        **_training(run),
+    }
+    artifact = run.store.get(
+        "method-seconds", make, settings=settings, inputs=_inputs(run, profile.variant),
+        external=stages.external_inputs(run),
+    )  # fmt: skip
+    found: dict[str, list[float]] = json.loads((artifact / "seconds.json").read_text())
+    return found
+
+
+# --- what both stages hand to `learn` --------------------------------------------------------------------------
+
+Draw = Callable[[UNet2DConditionModel, Sequence[str], int], ImageSet]  # so many pictures of each class, drawn by it
+
+
+def _drawing(pipeline: StableDiffusionPipeline, known: Sequence[str], **sampler: Any) -> Draw:
+    """Draw with any network in the place of the pipeline's."""
+
+    def draw(unet: UNet2DConditionModel, classes: Sequence[str], count: int) -> ImageSet:
+        pipeline.unet = unet
+        return stages.draw(pipeline, known, classes, count, **sampler)
+
+    return draw
+
+
+def _sources(pipeline: StableDiffusionPipeline, pictures: ImageSet, draw: Draw) -> dict[str, Any]:
+    """Give what methods replay from beside latents: `pictures`, their encoder, and what a network draws."""
+    return {
+        "origin": origin_of(pipeline.vae),
+        "pixels": pictures.images,
+        "encoder": lambda pixels: encode(pipeline.vae, pixels)[0],
+        "generate": lambda unet, classes, count: encode_set(pipeline, draw(unet, classes, count)),
+    }
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """Give the settings that every method trains with."""
+    profile = run.profile
+    return {
+        "steps": profile.continual_steps,
+        "batch": profile.continual_batch,
+        "lr": profile.continual_rate,
+        "ema": profile.continual_ema,
+        "policy": profile.policy,
+    }
+
+
+def _inputs(run: Run, learner: str) -> dict[str, Artifact]:
+    """Name what a network learns from, and the network."""
+    return stages.made(
+        student=None if learner == WHOLE else stages.student_artifact(run, learner),
+        latents=stages.latents_artifact(run),
+        images=stages.images_artifact(run, "train"),
+    )
 
 
 # --- all methods, and what is read of them ---------------------------------------------------------------------
@@ -233,19 +311,14 @@ def measured(repetitions: Sequence[ClassByClass]) -> dict[str, Estimate]:
     names = [name for name in MEASURES if len(repetitions[0].matrix) > 1 or name.endswith("accuracy")]
     signed = ("forgetting", "backward_transfer")
     return {
-        name: over_seeds(each_of(repetitions, name), within=(-1 if name in signed else 0, 1))
+        name: over_seeds(_each_of(repetitions, name), within=(-1 if name in signed else 0, 1))
         for name in (*names, "retention")
     }
 
 
-def each_of(repetitions: Sequence[ClassByClass], measure: str) -> np.ndarray:
+def _each_of(repetitions: Sequence[ClassByClass], measure: str) -> np.ndarray:
     """``retention`` or one of `MEASURES` of each repetition, (repetitions,)."""
     return np.array([r.retention if measure == "retention" else MEASURES[measure](r.matrix) for r in repetitions])
-
-
-def difference(one: Sequence[ClassByClass], other: Sequence[ClassByClass], measure: str) -> np.ndarray:
-    """How much more `one` has of ``retention`` or of one of `MEASURES` than `other`, order by order, (repetitions,)."""
-    return np.subtract(*(each_of(repetitions, measure) for repetitions in (one, other)))
 
 
 def kid_matrix(own: ClassByClass, real: ImageSet, extractor: Extractor) -> np.ndarray:

@@ -19,7 +19,6 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 
 from kdcdiff.data.latents import LatentSet, denoising_batch
-from kdcdiff.errors import check
 from kdcdiff.experiments import parallel, stages, tuning
 from kdcdiff.experiments.ablation import MEASURES, Ablation, heldout_errors
 from kdcdiff.experiments.run import Run
@@ -32,7 +31,6 @@ from kdcdiff.training.losses import BKSDMLoss, DistillationLoss
 
 NETWORKS = ("kdc-described", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 PRINTED = {"kdc-printed": "bk-sdm-small"}  # one network: the one whose parameters KDC-Diff's Table 2 prints
-HOME = ("kdc-described",)  # where each term is removed, unless more is asked for
 MAIN = ("kdc-diff", "bk-sdm", "bk-sdm-tuned", "task")
 WITHOUT: dict[str, dict[str, float]] = {  # equation (6) without one of its terms, by the weight that ends it
     "kdc-diff-without-soft": {"alpha": 0.0},  # the hard term has its share then, and
@@ -53,7 +51,7 @@ PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its 
 SEARCHED = dict.fromkeys(("kdc-diff", *REMOVED["kdc-diff"]), "kdc-diff") | {"bk-sdm-tuned": "bk-sdm"}
 """The other objectives, by the search (`tuning`) that their weights come from."""
 BETTER = {"distance": -1, "accuracy": 1}  # the primary endpoints: a smaller distance is better, a larger accuracy
-POINTS = 6  # of a training at which the distance to the teacher is measured
+POINTS = 6  # of a training at which the distance to the teacher is measured, or one for each time its usual length
 ROWS = 2  # held-out latents that it is measured on, for each of the profile's `influence_images`; the end has all
 
 
@@ -90,10 +88,10 @@ def networks(run: Run) -> tuple[str, ...]:
     return NETWORKS[: run.profile.contest_networks]
 
 
-def grid(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List the `MAIN` objectives on every one of `networks`, and each term's removal on those of `removed_on`."""
-    whole = [Cell(objective, network) for network in networks for objective in MAIN]
-    return whole + [Cell(name, n) for n in removed_on for parts in REMOVED.values() for name in parts]
+def grid(networks: Sequence[str] = NETWORKS) -> list[Cell]:
+    """List the `MAIN` objectives on every one of `networks`, and those of `REMOVED` without each of their terms."""
+    objectives = (*MAIN, *(name for parts in REMOVED.values() for name in parts))
+    return [Cell(objective, network) for network in networks for objective in objectives]
 
 
 FRESH = "bk-sdm-base" + stages.RANDOM
@@ -117,11 +115,9 @@ EFFECTS = {  # what BK-SDM reads in its Table 4 -> the row with it, and the row 
 }
 
 
-def cells(networks: Sequence[str] = NETWORKS, removed_on: Sequence[str] = HOME) -> list[Cell]:
-    """List all that the chapter asks for, each once. UserError: a network that has no students here."""
-    for name in removed_on:
-        check(name in networks, "removed_on", name, f"must be of {', '.join(networks)}")
-    return list(dict.fromkeys((*grid(networks, removed_on), *TABLE_4.values(), WEIGHTS, LARGER)))
+def cells(networks: Sequence[str] = NETWORKS) -> list[Cell]:
+    """List what the contest and Table 4 ask for, each once."""
+    return list(dict.fromkeys((*grid(networks), *TABLE_4.values(), WEIGHTS, LARGER)))
 
 
 def longer(times: int) -> list[Cell]:
@@ -188,7 +184,7 @@ def student(run: Run, cell: Cell, seed: int, found: Artifact | None = None) -> A
         "steps": math.ceil(profile.ablation_steps * cell.samples / cell.larger),
         "batch": profile.ablation_batch * cell.larger,
         "lr": profile.learning_rate,
-        "points": POINTS,
+        "points": max(POINTS, cell.samples // cell.larger),
         "rows": ROWS * profile.influence_images,
         "images": profile.ablation_images,
         "sampler_steps": profile.sampler_steps,
@@ -263,6 +259,16 @@ class HeadToHead(Ablation):
         """How many steps, seed by seed, until `name` is as close to the teacher as `reference` ends, (seeds,)."""
         pairs = zip(self.curves[name], self.curves[reference][:, -1], strict=True)
         return np.array([first_below(self.steps[name], curve, end) for curve, end in pairs])
+
+    def reached(self, name: str, reference: str) -> dict[str, str | int]:
+        """A table's cells: how many seeds of `name` get as close as `reference` ends, and after how many steps."""
+        steps = self.steps_to(name, reference)
+        there = np.isfinite(steps)
+        return {
+            "seeds that get there": f"{there.sum()} of {len(steps)}",
+            "median steps": f"{np.median(steps[there]):.0f}" if there.any() else "never",
+            "of": int(self.steps[reference][-1]),
+        }
 
 
 def first_below(steps: np.ndarray, curve: np.ndarray, threshold: float) -> float:

@@ -205,9 +205,9 @@ def _asks(run: Run) -> Iterator[Callable[[], object]]:
             yield partial(continual.class_by_class, run, method, repetition=k)
         for method in continual.PAPERS:
             yield partial(continual.class_by_class, run, method, repetition=k, network=continual.WHOLE)
-    for capacity in p.capacities:
-        yield partial(continual.class_by_class, run, "latent-replay", capacity=capacity)
-    yield partial(continual.class_by_class, run, "latent-replay", codec="uint8")
+    memories: list[dict[str, Any]] = [{"codec": "uint8"}, *({"capacity": capacity} for capacity in p.capacities)]
+    yield from (partial(continual.class_by_class, run, "latent-replay", **memory) for memory in memories)
+    yield partial(continual.seconds, run)
     for who in behaviour.EVERYONE:
         for seed in head_to_head.seeds(run):
             yield from (partial(stage, run, who, seed) for stage in (behaviour.guided_artifact, behaviour.personalized))

@@ -125,6 +125,7 @@ class Profile:
 
     # generation and evaluation
     generated_images: int = _size(40, 2)  # per class and model
+    requested_images: int = _size(40, 2)  # per class, of prompts that state several things at once
     sampler_steps: int = _size(20, 1, 1000)
     guidance: float = _size(4.0, 0.0, 30.0)  # 1: no guidance
 
@@ -180,6 +181,7 @@ PROFILES = {
         table_seeds=2,
         table_images=2,
         generated_images=2,
+        requested_images=2,
         sampler_steps=3,
     ),
     "mini": dataclasses.replace(
@@ -215,6 +217,7 @@ PROFILES = {
         table_seeds=2,
         table_images=4,
         generated_images=12,
+        requested_images=4,
         sampler_steps=10,
     ),
     "full": FULL,
@@ -254,6 +257,7 @@ PROFILES = {
         table_steps=500,
         table_images=20,
         generated_images=100,
+        requested_images=100,
         sampler_steps=25,
         guidance=7.5,
     ),
@@ -299,7 +303,7 @@ SOURCES = {  # field -> where the value of `paper` comes from
     "style_steps": "KDC-Diff, Table 1: the ten models themselves",
     "pair_steps": _NONE, "table_steps": _NONE, "table_seeds": _OURS, "table_images": _NONE,
     "table_subject": "KDC-Diff, section 3: flowers and butterflies",
-    "generated_images": _NONE,
+    "generated_images": _NONE, "requested_images": _OURS,
     "sampler_steps": _BK_SETUP + ": 25 denoising steps",
     "guidance": _BK_SETUP + ": 7.5",
 }  # fmt: skip

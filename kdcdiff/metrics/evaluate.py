@@ -9,6 +9,7 @@ For example:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from kdcdiff.metrics import fid_kid, similarity
 from kdcdiff.metrics.accuracy import class_accuracy
 from kdcdiff.metrics.estimate import Estimate
 from kdcdiff.metrics.extractors import Clip, Extractor
+from kdcdiff.metrics.precision_recall import precision_recall
 
 
 @dataclass
@@ -54,7 +56,7 @@ def evaluate(
     classifier: torch.nn.Module | None = None,
     progress: bool = False,
 ) -> Scores:
-    """Score generated images against real ones by KID, FID and FID at infinity, all through `extractor`.
+    """Score generated images against real ones through `extractor`: KID, FID, FID at infinity, precision and recall.
 
     Where the extractor has class logits the inception score joins them, with `prompts` and a `clip` the CLIP score,
     with `labels` and a `classifier` the accuracy. A metric for which the images are too few is left out and says so;
@@ -66,6 +68,9 @@ def evaluate(
     scores.add("kid", lambda: fid_kid.kid(seen, known))
     scores.add("fid", lambda: fid_kid.fid(seen, known))
     scores.add("fid_infinity", lambda: fid_kid.fid_infinity(seen, known))
+    shares = functools.cache(lambda: precision_recall(seen, known))
+    scores.add("precision", lambda: shares().precision)
+    scores.add("recall", lambda: shares().recall)
     if extractor.head is not None:
         scores.add("inception_score", lambda: fid_kid.inception_score(seen, extractor))
     if prompts is not None and clip is not None and seen.n == 1:

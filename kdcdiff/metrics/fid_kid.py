@@ -136,7 +136,7 @@ def cached(store: Store, images: ImageSet, extractor: Extractor) -> Features:
     return replace(found, labels=images.labels if found.n <= KEPT else None)
 
 
-def _both(
+def as_features(
     generated: Images | ImageSet | Features, real: Images | ImageSet | Features, extractor: Extractor | None
 ) -> tuple[Features, Features]:
     """Return the features of both sets, extracted where they are images. UserError: those of two extractors."""
@@ -186,7 +186,7 @@ def fid(
     interval is of the sampling error and does not contain that bias. UserError: no more images than features, unless
     `low_rank` allows it.
     """
-    a, b = _both(generated, real, extractor)
+    a, b = as_features(generated, real, extractor)
     for name, features in (("generated", a), ("real", b)):
         _check_rank(features, name, low_rank)
     value = frechet(a, b)
@@ -210,7 +210,7 @@ def fid_curve(
     low_rank: bool = False,
 ) -> list[tuple[int, float]]:
     """Measure FID at growing sample sizes, (n, FID) in order: both sets cut to n, from a third of the smaller up."""
-    a, b = _both(generated, real, extractor)
+    a, b = as_features(generated, real, extractor)
     most = min(len(a.rows), len(b.rows))
     least = max(most // 3, 2 if low_rank else len(a.total) + 1)
     check(least < most, "images", most, f"must be more than {least} for FID at several sizes")
@@ -236,7 +236,7 @@ def fid_infinity(
 
     Its interval adds the intercept's standard error to `fid`'s sampling error.
     """
-    a, b = _both(generated, real, extractor)
+    a, b = as_features(generated, real, extractor)
     n, value = np.array(fid_curve(a, b, seed=seed, low_rank=low_rank)).T
     line = stats.linregress(1 / n, value)
     at_n = fid(a, b, low_rank=low_rank)
@@ -292,7 +292,7 @@ def kid(
     to 20 groups, on at most 1000 rows a set, scaled to all; of equal distributions it is a little wide. UserError:
     fewer images than a subset, a class with a single image.
     """
-    a, b = _both(generated, real, extractor)
+    a, b = as_features(generated, real, extractor)
     fewest = min(len(a.rows), len(b.rows))
     check(fewest >= 4, "images", fewest, "must be at least 4 in each set for KID")
     size = min(1000, fewest // 2) if subset_size is None else subset_size

@@ -69,6 +69,7 @@ def asked(request, tmp_path_factory):
         lambda: composition.requested(run.shipped("flora"), 2),
         lambda: first_steps.first_steps_artifact(run),
         lambda: continual.class_by_class(run, "latent-replay"),
+        lambda: continual.seconds(run),
         lambda: ablation.one_seed(run, {"total": KDCLoss()}, 0, steps=1, images=1),
         lambda: head_to_head.student(run, head_to_head.TABLE_4["N4"], 0),
         lambda: tuning.search(run, "kdc-diff"),
@@ -102,7 +103,7 @@ def test_changing_any_one_setting_changes_the_key(asked):
     wanted = {
         "images", "latents", "student", "generated", "latency", "amputated", "first-steps", "class-by-class",
         "ablation", "stand-in", "baseline", "pairs", "class-by-class-taught", "student-drawn", "recipe",
-        "guided", "personalized", "search", "requested",
+        "guided", "personalized", "search", "requested", "method-seconds",
     }  # fmt: skip
     assert wanted <= asked.keys()
     for stage, (version, settings, inputs, external) in asked.items():

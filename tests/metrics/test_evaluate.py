@@ -14,6 +14,7 @@ from kdcdiff.data.image_folder import ImageFolder
 from kdcdiff.errors import UserError
 from kdcdiff.metrics import evaluate, extractors, fid_kid, similarity
 from kdcdiff.metrics.accuracy import class_accuracy
+from kdcdiff.metrics.precision_recall import precision_recall
 from kdcdiff.models.classifier import Classifier
 from kdcdiff.models.pipeline import new_clip, train_tokenizer
 from kdcdiff.sampling.folder import _rewrite, write
@@ -67,6 +68,7 @@ def test_the_command_reports_what_the_library_measures(folders, classifier, clip
     labels = torch.tensor([0] * 15 + [1] * 15)
     wanted = {
         "kid": fid_kid.kid(made, real, extractors.features(classifier)),
+        **precision_recall(made, real, extractors.features(classifier))._asdict(),
         "inception_score": fid_kid.inception_score(made, extractors.features(classifier)),
         "clip_score": similarity.clip_score(made, ImageFolder(folders[0]).prompts(), extractors.Clip(*clip)),
         "class_accuracy": class_accuracy(made, labels, classifier),
@@ -86,7 +88,7 @@ def test_the_command_has_a_second_eye(folders, clip, tmp_path, monkeypatch):
     written = json.loads((tmp_path / "figures.json").read_text())["estimates"]
     made, real = (torch.cat(list(ImageFolder(folder))) for folder in folders)
     seen = extractors.embeddings(extractors.Clip(*clip))
-    assert list(written) == ["kid"] and written["kid"]["extractor"] == "own CLIP"
+    assert list(written) == ["kid", "precision", "recall"] and written["kid"]["extractor"] == "own CLIP"
     assert written["kid"]["value"] == pytest.approx(fid_kid.kid(made, real, seen).value, rel=1e-4, abs=1e-7)
     with pytest.raises(UserError, match="extractor='own CLIP': has no class logits"):
         seen.logits(seen(made[:2]))
@@ -141,6 +143,7 @@ def test_bad_arguments_are_one_clear_line(folders, tmp_path):
 def test_evaluate_with_enough_images_has_every_metric(classifier):
     features = extractors.features(classifier)
     scores = evaluate.evaluate(draw(410, 3), draw(420, 4, 30, 200), features)
-    assert scores.left_out == {} and list(scores.estimates) == ["kid", "fid", "fid_infinity", "inception_score"]
+    distances, shares = ["kid", "fid", "fid_infinity"], ["precision", "recall"]
+    assert scores.left_out == {} and list(scores.estimates) == [*distances, *shares, "inception_score"]
     assert all(estimate.extractor == "own classifier" for estimate in scores.estimates.values())
     assert scores.estimates["fid_infinity"].value < scores.estimates["fid"].value
