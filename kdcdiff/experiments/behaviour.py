@@ -25,6 +25,7 @@ from kdcdiff.experiments.head_to_head import Cell, seeds
 from kdcdiff.experiments.run import Run
 from kdcdiff.metrics import extractors, fid_kid, fidelity, similarity
 from kdcdiff.metrics.extractors import Extractor
+from kdcdiff.metrics.precision_recall import precision_recall
 from kdcdiff.sampling import generate as sampling
 from kdcdiff.store import Artifact
 from kdcdiff.training.losses import DistillationLoss
@@ -108,14 +109,14 @@ def guided(run: Run, who: str, seed: int) -> dict[float, ImageSet]:
     return {scale: ImageSet.load(folder / _folder(scale)) for scale in run.profile.guidances}
 
 
-MEASURES = ("alignment", "KID", "spread")
+MEASURES = ("alignment", "KID", "spread", "precision", "recall")
 
 
 def trade_off(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """Measure what guidance does: model -> measure -> (seeds, scales).
 
-    *alignment*: cosine of picture and prompt; *KID* against held-out pictures; *spread*: the mean perceptual distance
-    of two pictures of one prompt.
+    *alignment*: cosine of picture and prompt; *KID*, *precision* and *recall* against held-out pictures; *spread*: the
+    mean perceptual distance of two pictures of one prompt.
     """
     calls: list[parallel.Call] = [((who, seed), {}) for seed in seeds(run) for who in EVERYONE]
     parallel.run_stages(guided_artifact, run, calls, "guided pictures")
@@ -124,10 +125,12 @@ def trade_off(run: Run) -> dict[str, dict[str, np.ndarray]]:
     real = fid_kid.extract(stages.images(run, "test").of_classes(run.source.base), features)
 
     def measured(images: ImageSet) -> list[float]:
+        own = fid_kid.extract(images, features)
         return [
             similarity.clip_score(images.images, images.captions, clip).value,
-            fid_kid.kid(images, real, features).value,
+            fid_kid.kid(own, real).value,
             similarity.lpips_within(images.images, images.captions, perceptual).value,
+            *(share.value for share in precision_recall(own, real)),
         ]
 
     found = {

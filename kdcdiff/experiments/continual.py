@@ -178,14 +178,15 @@ def seconds(run: Run) -> dict[str, list[float]]:
         pipeline = stages.student(run, variant)
         student, (first, new) = pipeline.unet, order
         draw = _drawing(pipeline, run.source.classes, seed=seed, steps=sampler_steps, guidance=guidance)
+        latents, sources = stages.latents(run), _sources(pipeline, stages.images(run, "train"), draw)
         taken: dict[str, list[float]] = {method: [] for method in methods}
         for method in (methods[0], *(method for _ in range(rounds) for method in methods)):
             unet = copy.deepcopy(student)
             with tempfile.TemporaryDirectory() as scratch:
                 begun = time.perf_counter()
                 continual.learn(
-                    unet, stages.latents(run), [new], pipeline.scheduler, method, base=[first], seed=seed,
-                    folder=Path(scratch), **_sources(pipeline, stages.images(run, "train"), draw), **training,
+                    unet, latents, [new], pipeline.scheduler, method, base=[first], seed=seed, folder=Path(scratch),
+                    **sources, **training,
                 )  # fmt: skip
                 taken[method].append(time.perf_counter() - begun)
         taken[methods[0]].pop(0)

@@ -51,7 +51,9 @@ PRINTED_WEIGHTS: dict[str, DistillationLoss] = {  # BK-SDM's objective with its 
 SEARCHED = dict.fromkeys(("kdc-diff", *REMOVED["kdc-diff"]), "kdc-diff") | {"bk-sdm-tuned": "bk-sdm"}
 """The other objectives, by the search (`tuning`) that their weights come from."""
 BETTER = {"distance": -1, "accuracy": 1}  # the primary endpoints: a smaller distance is better, a larger accuracy
-POINTS = 6  # of a training at which the distance to the teacher is measured, or one for each time its usual length
+POINTS = (
+    6  # of a training at which the distance to the teacher is measured; a longer one has more, a usual length apart
+)
 ROWS = 2  # held-out latents that it is measured on, for each of the profile's `influence_images`; the end has all
 
 
