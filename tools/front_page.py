@@ -40,8 +40,8 @@ TEXT = (  # a paragraph or an item each; {name:format} is a figure
     "{head.garden.bk-sdm.distance:+.4f} after {head.garden.steps} steps, and {head.garden.bk-sdm-tuned.accuracy:+.3f} "
     "and {head.garden.bk-sdm-tuned.distance:+.4f} beside weights that were searched for.",
     "- Without its mid stage, and without training, the garden's teacher shows all of what it is asked for in "
-    "{garden.compliance.alone.mid-removed:.3f} of its pictures, whole in {garden.compliance.alone.original:.3f}; its FID "
-    "at infinity is {garden.classifier.mid-removed.fid_infinity:.1f}, whole "
+    "{garden.compliance.alone.mid-removed:.3f} of its pictures, whole in {garden.compliance.alone.original:.3f}; its "
+    "FID at infinity is {garden.classifier.mid-removed.fid_infinity:.1f}, whole "
     "{garden.classifier.original.fid_infinity:.1f}.",
     "- With the feature term a student's held-out denoising error changes by {loss.feature.error:.3f}, and the share "
     "of its pictures that show the class asked for by {loss.feature.gain:.2f}, over five paired seeds.",
