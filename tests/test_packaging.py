@@ -21,7 +21,6 @@ OURS = {"kdcdiff", "tests", "tools"}
 STARTED = {  # declared, and imported by no file: what it is for
     "ipykernel": "the kernel of every notebook",
     "jupyter-book": "`kdcdiff build` runs it",
-    "torch-fidelity": "its file of Inception is loaded by itself, without the package around it",
 }
 STARTED_BY_TESTS = {"mypy", "pytest-xdist", "ruff", "types-pyyaml", "hatchling"}  # make lint, make test, this file
 
