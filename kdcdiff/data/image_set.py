@@ -49,6 +49,11 @@ class ImageSet:
         """Take the pictures of these classes; `classes` stays whole, so labels keep their meaning."""
         return self.subset(rows_of(self.labels, self.classes, names))
 
+    def first(self, count: int) -> ImageSet:
+        """Take the first `count` pictures of each class, class after class; of a class with fewer, all."""
+        rows = [(self.labels == label).nonzero()[:count, 0] for label in self.labels.unique()]
+        return self.subset(torch.cat(rows))
+
     def resized(self, side: int) -> ImageSet:
         """Bring the pictures to another size; masks are dropped where that changes anything."""
         if self.images.shape[-2:] == (side, side):

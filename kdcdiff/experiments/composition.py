@@ -78,7 +78,8 @@ def real_alone(run: Run, per_class: int) -> ImageSet:
 
     What distances hold `requested` pictures of plan ``alone`` against.
     """
-    source, taken = run.source, list[Any]()
+    source = run.source
+    taken: list[Any] = []
     for name in source.base:
         pictures = (DRAWN[source.name].draw(name, FIRST["test"] + i, source.seed, unseen=True) for i in count())
         alone = (picture for picture in pictures if shown(picture).get("arrangement", "alone") == "alone")

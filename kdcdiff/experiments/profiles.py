@@ -62,7 +62,7 @@ class Profile:
 
     # surgery
     latency_side: int = _size(64, 1)  # of the latents on which full-size U-Nets are timed; 64: a 512x512 picture
-    latency_rounds: int = _size(5, 2)  # in which each of them is timed once
+    latency_rounds: int = _size(5, 2)  # in which each of them is timed once, and each method of class-by-class training
     influence_images: int = _size(64, 1)  # held-out pictures on which the teacher's parts are bypassed
 
     # distillation: alpha * soft + (1 - alpha) * hard + beta * feature + gamma * mse, equation (6)

@@ -58,6 +58,15 @@ def test_of_classes_keeps_labels_and_captions_together():
         part.of_classes(["tulip"])
 
 
+def test_the_first_pictures_of_each_class():
+    labels = torch.tensor([2, 0, 2, 0, 2, 1])
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2)
+    pictures = ImageSet(images, labels, tuple("abcdef"), ("x", "y", "z"))
+    two = pictures.first(2)
+    assert two.labels.tolist() == [0, 0, 1, 2, 2] and two.captions == ("b", "d", "f", "a", "c")
+    assert two.images[:, 0, 0, 0].tolist() == [1, 3, 5, 0, 2] and two.classes == pictures.classes
+
+
 def test_flora_as_a_source():
     source = sources.open_source("flora")
     assert (source.base, source.novel) == (

@@ -128,6 +128,10 @@ def test_a_larger_batch_takes_fewer_steps_and_a_part_of_both_objectives_is_one_s
         head_to_head.student(run, head_to_head.longer(2)[1], 0)
     (more,) = (one.settings for one in store.asked.values() if one.stage == "recipe" and one not in asked)
     assert (more["objective"], more["steps"], more["batch"]) == ("bk-sdm", 16, 4), "longer, on the same batches"
+    with contextlib.suppress(FileNotFoundError):
+        head_to_head.student(run, head_to_head.longer(50)[1], 0)
+    (*_, most) = (one.settings for one in store.asked.values() if one.stage == "recipe")
+    assert (most["steps"], most["points"], more["points"]) == (400, 50, head_to_head.POINTS), "a usual length apart"
     searches = {key: one.settings["candidates"] for key, one in store.asked.items() if one.stage == "search"}
     assert list(searches.values()) == [tuning.CANDIDATES["kdc-diff"], tuning.CANDIDATES["bk-sdm"]]
     for one in asked:
